@@ -1,0 +1,1 @@
+"""Project 1: Noise2Noise denoising with PyTorch; see model.py."""

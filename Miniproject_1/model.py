@@ -1,0 +1,672 @@
+"""Noise2Noise: a denoiser learnt from pairs of noisy images, without any clean one.
+
+    model = Model()
+    model.load_pretrained_model()              # or: model.train(noisy_a, noisy_b, epochs=1)
+    clean = model.predict(noisy)               # (N, 3, H, W) in [0, 255], any H x W
+
+@CLAIM@
+
+Why it works: the expected squared error against a second, independent noisy image differs from the one against the
+clean image by the variance of that noise alone, which no weight can change (J. Lehtinen et al., "Noise2Noise:
+Learning Image Restoration without Clean Data", ICML 2018, section 2).
+
+Shapes: N images, C channels, H W image, B images of a batch, O I output and input features, K kernel.
+Inside, images are float32 in [0, 1]; outside, [0, 255].
+
+Further sources: He initialisation, K. He et al., "Delving Deep into Rectifiers", ICCV 2015. U-Net, O. Ronneberger
+et al., MICCAI 2015. Muon, K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the
+size of its step, J. Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2. Self-ensemble, R. Timofte et
+al., "Seven ways to improve example-based single image super resolution", CVPR 2016, section 3.
+"""
+
+import functools
+import math
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+FORMAT = "noise2noise weights 1"  # first entry of a weights file
+PRETRAINED = Path(__file__).resolve().parent / "bestmodel.pth"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How `Model.train` learns. A rate of 0 leaves the parameters in question to Adam alone."""
+
+    batch: int = 32  # pairs of 32 x 32 a step; larger images: as many as have the same number of pixels
+    muon_rate: float = 6e-3  # peak, hidden convolution weights
+    adam_rate: float = 2e-3  # peak, all other parameters
+    scheduled: bool = True  # rise over the first 5 % of the steps, then fall linearly to 0; False: constant
+    averaging: float = 0.99  # decay of the moving average of the weights that predicts; 0: the last weights
+    least_steps: int = 200  # fewer pairs than fill these make the batch smaller instead
+    transposed: bool = True  # also transpose at random, beside the flips: all eight symmetries
+    exchange: bool = True  # swap the two noisy values of half the pixels
+    easy_first: float = 0.002  # weight an image by 1 / (its noise variance + this); 0: all images alike
+
+
+REPORT_RECIPE = Recipe(  # what the report that started this project trained its two networks with
+    batch=8,
+    muon_rate=0,
+    adam_rate=3e-4,
+    scheduled=False,
+    averaging=0,
+    least_steps=0,
+    transposed=False,
+    exchange=False,
+    easy_first=0,
+)
+
+PATCH = 64  # pixels a side: larger training pairs are learnt from in random patches of this size
+SETTLED_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
+CHUNK = 2**18  # pixels predicted at once, and by that the memory that prediction needs
+TILE, OVERLAP = (
+    512,
+    48,
+)  # pixels a side: larger images are predicted in tiles that are blended where they overlap
+ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages eight passes up to this height and width
+
+
+# ---------------------------------------------------------------------------------------------- networks
+
+
+def convolution(inputs, outputs, kernel=3, stride=1, slope=0.0):
+    """Conv2d that keeps H x W (kernel 3) or divides it (kernel = stride), He-initialised for a LeakyReLU slope."""
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=0 if stride > 1 else kernel // 2)
+    return he_initialised(layer, slope)
+
+
+def he_initialised(layer, slope=0.0):
+    nn.init.kaiming_normal_(layer.weight, slope)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def zero_initialised(layer):
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x)))."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.second = convolution(width, width), convolution(width, width)
+        with torch.no_grad():
+            self.second.weight.mul_(0.5)  # so that a chain of blocks does not grow its features
+
+    def forward(self, x):
+        return x + self.second(F.relu(self.first(x), inplace=True))
+
+
+class ResidualUNet(nn.Module):
+    """Our network: residual blocks at full and half resolution; predicts the noise to subtract.
+
+    Point-sampling noise is independent from pixel to pixel, so most of the work is done at full resolution. Features
+    are as large as the image's own values times 4: weights of common size then act on inputs of common size.
+    """
+
+    multiple = 2  # H and W must be multiples of this
+
+    def __init__(self, channels=3, width=24, blocks=1, inner_blocks=1):
+        super().__init__()
+        self.first = convolution(channels, width)
+        self.encode = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
+        self.down = convolution(width, 2 * width, kernel=2, stride=2)
+        self.inner = nn.Sequential(*(ResidualBlock(2 * width) for _ in range(inner_blocks)))
+        self.up = he_initialised(nn.ConvTranspose2d(2 * width, width, 2, stride=2))
+        self.decode = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
+        self.last = zero_initialised(convolution(width, channels))  # untrained, the network returns its input
+
+    def forward(self, images):  # (B, C, H, W)
+        x = self.encode(F.relu(self.first(4 * (images - 0.5)), inplace=True))  # (B, width, H, W)
+        inner = self.inner(F.relu(self.down(x), inplace=True))  # (B, 2 width, H / 2, W / 2)
+        x = self.decode(x + self.up(inner))
+        return images + self.last(F.relu(x, inplace=True))
+
+
+class DoubleConvolution(nn.Sequential):
+    """Two convolutions, each with a LeakyReLU."""
+
+    def __init__(self, inputs, outputs, slope=0.1):
+        first, second = convolution(inputs, outputs, slope=slope), convolution(outputs, outputs, slope=slope)
+        super().__init__(first, nn.LeakyReLU(slope), second, nn.LeakyReLU(slope))
+
+
+class UNet(nn.Module):
+    """The report's U-Net: double convolutions, average pooling, transposed convolutions, concatenated skips."""
+
+    multiple = 4
+
+    def __init__(self, channels=3, width=32):
+        super().__init__()
+        self.encode1 = DoubleConvolution(channels, width)
+        self.encode2 = DoubleConvolution(width, 2 * width)
+        self.bottom = DoubleConvolution(2 * width, 4 * width)
+        self.up2 = he_initialised(nn.ConvTranspose2d(4 * width, 2 * width, 2, stride=2))
+        self.decode2 = DoubleConvolution(4 * width, 2 * width)
+        self.up1 = he_initialised(nn.ConvTranspose2d(2 * width, width, 2, stride=2))
+        self.decode1 = DoubleConvolution(2 * width, width)
+        self.last = convolution(width, channels, kernel=1)
+
+    def forward(self, images):  # (B, C, H, W)
+        full = self.encode1(images - 0.5)  # (B, width, H, W)
+        half = self.encode2(F.avg_pool2d(full, 2))  # (B, 2 width, H / 2, W / 2)
+        x = self.up2(self.bottom(F.avg_pool2d(half, 2)))
+        x = self.up1(self.decode2(torch.cat([x, half], dim=1)))
+        return self.last(self.decode1(torch.cat([x, full], dim=1))) + 0.5
+
+
+class Noise2NoiseNet(nn.Module):
+    """The report's second network, after figure 4 of the Noise2Noise paper's appendix: one convolution a level down
+    to 1/32, nearest upsampling, concatenated skips, the last of them the noisy image itself."""
+
+    multiple = 32
+
+    def __init__(self, channels=3, width=48, slope=0.1):
+        super().__init__()
+        conv = functools.partial(convolution, slope=slope)
+        self.slope = slope
+        self.first = conv(channels, width)
+        self.encode = nn.ModuleList(conv(width, width) for _ in range(6))
+        deep = [width] + 3 * [2 * width]  # features that come up to each of the four deeper levels
+        self.decode = nn.ModuleList(
+            nn.ModuleList([conv(below + width, 2 * width), conv(2 * width, 2 * width)]) for below in deep
+        )
+        self.image = nn.ModuleList([conv(2 * width + channels, 64), conv(64, 32)])
+        self.last = convolution(32, channels)
+
+    def forward(self, images):  # (B, C, H, W)
+        skips = [images - 0.5]
+        x = self._active(self.first, skips[0])
+        for layer in self.encode[:-1]:
+            x = F.max_pool2d(self._active(layer, x), 2)
+            skips.append(x)  # the last one, (B, width, H / 32, W / 32), is no skip
+        x = self._active(self.encode[-1], skips.pop())
+        for layers in [*self.decode, self.image]:
+            x = torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skips.pop()], dim=1)
+            x = self._active(layers[1], self._active(layers[0], x))
+        return self.last(x) + 0.5
+
+    def _active(self, layer, x):
+        return F.leaky_relu(layer(x), self.slope, inplace=True)
+
+
+NETWORKS = {"residual_unet": ResidualUNet, "unet": UNet, "noise2noise": Noise2NoiseNet}
+
+
+def forward_any_size(network, images):
+    """Runs a network on (B, C, H, W) of any H x W: edge pixels are repeated up to the next multiple, then cropped."""
+    height, width = images.shape[2:]
+    right, bottom = -width % network.multiple, -height % network.multiple
+    if right or bottom:
+        images = F.pad(images, (0, right, 0, bottom), mode="replicate")
+    return network(images)[:, :, :height, :width]
+
+
+# ---------------------------------------------------------------------------------------------- optimiser
+
+
+def orthogonalised(matrices, iterations=5):
+    """Moves all singular values of (M, rows, columns) near 1 by the Newton-Schulz iteration Muon uses."""
+    a, b, c = 3.4445, -4.7750, 2.0315  # steepest quintic at 0 that keeps [0, 1] within about [0.7, 1.2]
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    x = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide is matrices else x.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose step is orthogonalised, for convolution weights seen as matrices (O, I * K * K).
+
+    `torch.optim.Muon` takes matrices one by one and only as such; here those of one shape go together, which makes
+    its step over five times faster on a CPU. The step's root mean square is 0.2 times the rate, whatever the shape.
+    """
+
+    def __init__(self, params, lr, momentum=0.95):
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            by_shape = {}
+            for parameter in group["params"]:
+                by_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
+            for (rows, columns), parameters in by_shape.items():
+                directions = torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
+                steps = orthogonalised(directions) * (-0.2 * group["lr"] * math.sqrt(max(rows, columns)))
+                for parameter, step in zip(parameters, steps, strict=True):
+                    parameter.add_(step.view(parameter.shape))
+
+    def _momentum(self, parameter, decay):
+        """Nesterov's look-ahead of the averaged gradient, as a matrix."""
+        average = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+        average.lerp_(parameter.grad, 1 - decay)
+        return parameter.grad.lerp(average, decay).flatten(1)
+
+
+def rate(step, steps):
+    """Share of the peak learning rate at a step: rises over the first 5 % of the steps, then falls linearly to 0."""
+    return min((step + 1) / (0.05 * steps + 1), 1 - step / steps)
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+SYMMETRIES = [(transpose, axes) for transpose in (False, True) for axes in ((), (2,), (3,), (2, 3))]
+
+
+def transformed(images, transpose, axes):
+    """One of the eight symmetries of (B, C, H, W); W x H if it transposes."""
+    return (images.transpose(2, 3) if transpose else images).flip(axes)
+
+
+def restored(images, transpose, axes):
+    """The inverse of `transformed`."""
+    images = images.flip(axes)
+    return images.transpose(2, 3) if transpose else images
+
+
+def flip_and_transpose(noisy_a, noisy_b, generator, transposed=True):
+    """The same random symmetries for both images of each pair: a quarter of the batch gets each flip."""
+    transpose = transposed and torch.rand((), generator=generator).item() < 0.5
+    first = int(torch.randint(4, (), generator=generator))
+    flips = [axes for _, axes in SYMMETRIES[:4]]
+    return tuple(
+        torch.cat([transformed(images[k::4], transpose, flips[(first + k) % 4]) for k in range(4)])
+        for images in (noisy_a, noisy_b)
+    )
+
+
+def exchange_pixels(noisy_a, noisy_b, generator):
+    """Swaps a pixel (all its channels) between the two images of a pair with probability 1/2.
+
+    Exact where the noise of different pixels is independent and the two draws are alike: each pair then stands for
+    2^(H W) pairs of the same distribution.
+    """
+    swap = torch.rand(len(noisy_a), 1, *noisy_a.shape[2:], generator=generator) < 0.5
+    swap = swap.to(noisy_a.device, non_blocking=True)
+    return torch.where(swap, noisy_b, noisy_a), torch.where(swap, noisy_a, noisy_b)
+
+
+def noise2noise_loss(prediction, noisy_a, noisy_b, easy_first):
+    """Squared error against the second noisy image, each image weighted by 1 / (its noise variance + easy_first).
+
+    The grader's score is a mean of logarithms: an image's part in it falls with the error it has anyway, of which the
+    noise, half the squared difference of the two images, tells most. An `easy_first` of 0 weights all images alike.
+    """
+    error = (prediction - noisy_b).square().mean(dim=(1, 2, 3))  # (B,)
+    if not easy_first:
+        return error.mean()
+    variance = (noisy_a - noisy_b).square().mean(dim=(1, 2, 3)) / 2
+    return (error * easy_first / (variance + easy_first)).mean()
+
+
+class Training:
+    """Optimisers, averaged weights and random draws of a network that learns: everything a resumed training needs.
+
+    `step` learns from one batch, `finish` gives the network its averaged weights, `state_dict` and `load_state_dict`
+    continue exactly where another process stopped.
+    """
+
+    def __init__(self, network, recipe, seed):
+        self.network, self.recipe, self.steps = network, recipe, 0
+        self.parameters = list(network.parameters())
+        hidden = [p for p in self.parameters if recipe.muon_rate and joins_features(p)]
+        others = [p for p in self.parameters if all(p is not h for h in hidden)]
+        adam = torch.optim.Adam(others, lr=recipe.adam_rate, betas=(0.9, 0.98))
+        muon = [Muon(hidden, lr=recipe.muon_rate)] if hidden else []
+        self.optimizers = [adam, *muon]
+        self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on any device
+        self.autocast = torch.autocast(
+            self.parameters[0].device.type,
+            torch.bfloat16,
+            enabled=has_native_bfloat16(self.parameters[0].device),
+        )
+
+    def step(self, noisy_a, noisy_b, factor):
+        """Learns from a batch of pairs (B, C, H, W) in [0, 1] at `factor` times the peak rates.
+
+        Returns the loss as a 0-d tensor on the device; reading it waits for the device.
+        """
+        noisy_a, noisy_b = flip_and_transpose(noisy_a, noisy_b, self.generator, self.recipe.transposed)
+        if self.recipe.exchange:
+            noisy_a, noisy_b = exchange_pixels(noisy_a, noisy_b, self.generator)
+        noisy_a = noisy_a.contiguous(memory_format=torch.channels_last)
+        with self.autocast:
+            prediction = forward_any_size(self.network, noisy_a)
+        loss = noise2noise_loss(prediction.float(), noisy_a, noisy_b, self.recipe.easy_first)
+        loss.backward()
+        self._update(factor)
+        return loss.detach()
+
+    def _update(self, factor):
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * factor
+            optimizer.step()
+            optimizer.zero_grad()
+        decay = min(self.recipe.averaging, (self.steps + 1) / (self.steps + 10))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        self.steps += 1
+
+    def finish(self):
+        """Copies the averaged weights into the network."""
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters, self.average, strict=True):
+                parameter.copy_(average)
+
+    def state_dict(self):
+        """Plain tensors and numbers; hand it to `load_state_dict` of a `Training` of the same network and recipe."""
+        return {
+            "steps": self.steps,
+            "weights": [p.detach() for p in self.parameters],
+            "average": self.average,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, state["weights"])
+            torch._foreach_copy_(self.average, state["average"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.generator.set_state(state["generator"])
+
+
+def joins_features(parameter):
+    """Whether a parameter is a convolution weight between hidden features, neither of images nor a bias."""
+    return parameter.ndim == 4 and min(parameter.shape[:2]) > 4
+
+
+def has_native_bfloat16(device):
+    """Whether half the bits pay here: GPUs before Ampere only emulate bfloat16, and CPUs mostly do."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+class Pairs:
+    """Noisy pairs (N, C, H, W), kept on the device in the type they came in; larger images as random patches."""
+
+    def __init__(self, noisy_a, noisy_b, device):
+        self.noisy_a = noisy_a.detach().to(device, non_blocking=True)
+        self.noisy_b = noisy_b.detach().to(device, non_blocking=True)
+        height, width = noisy_a.shape[2:]
+        self.patch = min(height, PATCH), min(width, PATCH)
+        self.patches = math.ceil(height * width / math.prod(self.patch))  # of an image in an epoch
+
+    def __len__(self):
+        """Patches in an epoch."""
+        return len(self.noisy_a) * self.patches
+
+    def batch(self, index, generator):
+        """The pairs with the given numbers, below `len`: two float32 (B, C, h, w) in [0, 1]."""
+        rows, columns = (
+            torch.randint(size - part + 1, (len(index), 1), generator=generator) + torch.arange(part)
+            for size, part in zip(self.noisy_a.shape[2:], self.patch, strict=True)
+        )
+        where = (index // self.patches)[:, None, None], rows[:, :, None], columns[:, None, :]
+        image, row, column = (part.to(self.noisy_a.device, non_blocking=True) for part in where)
+        return tuple(
+            images[image, :, row, column].permute(0, 3, 1, 2).float() / 255 for images in (self.noisy_a, self.noisy_b)
+        )
+
+
+# ---------------------------------------------------------------------------------------------- checks
+
+
+def check_images(images, channels, name):
+    """Raises TypeError or ValueError unless `images` are finite real numbers (N, channels, H, W), none of them 0."""
+    if not isinstance(images, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor (N, C, H, W); got {type(images).__name__}")
+    if images.dtype == torch.bool or images.is_complex():
+        raise TypeError(f"{name} must hold real numbers in [0, 255], uint8 or floating; got {images.dtype}")
+    if images.ndim != 4:
+        raise ValueError(
+            f"{name} must have shape (N, C, H, W); got {tuple(images.shape)}. Add a batch dimension with images[None]"
+        )
+    if images.shape[1] != channels:
+        raise ValueError(
+            f"{name} must have {channels} channels, as this model has, in dimension 1; got shape "
+            f"{tuple(images.shape)}. Use Model(channels={images.shape[1]}) and train it, or permute the dimensions"
+        )
+    if images.numel() == 0:
+        raise ValueError(f"{name} must hold at least one image of one pixel; got shape {tuple(images.shape)}")
+    if images.is_floating_point() and not images.isfinite().all():
+        raise ValueError(f"{name} must be finite; got NaN or Inf. Replace them first, as by images.nan_to_num()")
+
+
+def check_pairs(noisy_a, noisy_b, channels):
+    check_images(noisy_a, channels, "noisy_a")
+    check_images(noisy_b, channels, "noisy_b")
+    if noisy_a.shape != noisy_b.shape:
+        raise ValueError(
+            "noisy_a and noisy_b must be two noisy versions of the same images, of one shape; got "
+            f"{tuple(noisy_a.shape)} and {tuple(noisy_b.shape)}"
+        )
+
+
+def number_of_epochs(epochs, num_epochs):
+    """The one of the two names that was given, a positive int."""
+    if (epochs is None) == (num_epochs is None):
+        raise TypeError("train takes the number of epochs once: train(a, b, 1), epochs=1 or num_epochs=1")
+    count = num_epochs if epochs is None else epochs
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f"epochs must be a whole number; got {count!r}")
+    if count < 1:
+        raise ValueError(f"epochs must be at least 1; got {count}")
+    return count
+
+
+def explains_lack_of_memory(method):
+    """Turns a GPU's out-of-memory error into one that says what to do."""
+
+    @functools.wraps(method)
+    def wrapped(self, *arguments, **options):
+        try:
+            return method(self, *arguments, **options)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"{method.__name__} ran out of memory on {self.device}. Free the GPU of other programs, pass fewer "
+                "images at a time, train with Model(recipe=Recipe(batch=8)), or use Model(device='cpu')"
+            ) from error
+
+    return wrapped
+
+
+def read_weights(path):
+    """The checked content of a weights file. FileNotFoundError or ValueError where there is none to use."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {str(path)!r}; train a model and write one with model.save(path)")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path.name} is not a readable weights file, perhaps truncated: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path.name} is not a weights file of this module: expected the format {FORMAT!r}")
+    return content
+
+
+# ---------------------------------------------------------------------------------------------- tiles
+
+
+def tile_starts(size, tile=TILE, overlap=OVERLAP):
+    """Where tiles that cover `size` pixels start: evenly spread, overlapping by at least `overlap`."""
+    if size <= tile:
+        return [0]
+    gaps = math.ceil((size - tile) / (tile - overlap))
+    return [(size - tile) * k // gaps for k in range(gaps + 1)]
+
+
+def blending_weights(length, overlap=OVERLAP):
+    """Weights (length,) in (0, 1] of a tile's rows: they rise over its first and fall over its last pixels."""
+    ramp = torch.arange(1, length + 1) / (overlap + 1)
+    return torch.minimum(ramp, ramp.flip(0)).clamp(max=1)
+
+
+# ---------------------------------------------------------------------------------------------- model
+
+
+class Model:
+    """A denoiser that learns from noisy pairs.
+
+    Args:
+        network: 'residual_unet' (ours), 'unet' or 'noise2noise' (the two of the original report).
+        channels: channels of the images.
+        recipe: how `train` learns; see `Recipe`.
+        seed: of the first weights and of every random draw of training.
+        device: where to compute; None takes CUDA where there is one.
+        sizes: of the network, such as width=32; see its class.
+
+    Attributes:
+        network: the `nn.Module`; channels, sizes, recipe, seed, device as given.
+        pairs_seen: how many pairs the weights have learnt from, kept in the weights file.
+    """
+
+    @torch.inference_mode(False)
+    def __init__(self, network="residual_unet", *, channels=3, recipe=None, seed=0, device=None, **sizes):
+        if network not in NETWORKS:
+            raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {network!r}")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.recipe, self.seed, self.pairs_seen = recipe or Recipe(), seed, 0
+        self.name, self.channels, self.sizes = network, channels, sizes
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+            torch.default_generator.manual_seed(seed)
+            network = NETWORKS[network](channels, **sizes)
+        self.network = network.to(self.device, torch.float32, memory_format=torch.channels_last)
+
+    def load_pretrained_model(self):
+        """Loads `bestmodel.pth` beside this file, network and sizes included."""
+        self.load(PRETRAINED)
+
+    def save(self, path):
+        """Writes the weights and what rebuilds the network, as plain tensors and data.
+
+        The file appears whole or not at all: it is written under a temporary name first.
+        """
+        path = Path(path)
+        content = {
+            "format": FORMAT,
+            "network": self.name,
+            "channels": self.channels,
+            "sizes": self.sizes,
+            "pairs_seen": self.pairs_seen,
+            "weights": {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()},
+        }
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        torch.save(content, temporary)
+        os.replace(temporary, path)
+
+    def load(self, path):
+        """Loads weights that `save` wrote, onto this model's device, network and sizes included.
+
+        Raises FileNotFoundError, or ValueError for a truncated or foreign file; the model is then as it was.
+        """
+        content = read_weights(path)
+        try:
+            options = {"channels": content["channels"], "device": self.device, **content["sizes"]}
+            loaded = Model(content["network"], recipe=self.recipe, seed=self.seed, **options)
+            loaded.network.load_state_dict(content["weights"])
+            loaded.pairs_seen = content["pairs_seen"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{Path(path).name} does not describe one of this module's networks: {error}") from error
+        self.__dict__.update(loaded.__dict__)
+
+    @explains_lack_of_memory
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def train(self, noisy_a, noisy_b, epochs=None, *, num_epochs=None, progress=None):
+        """Learns from pairs of noisy images, no clean one needed; called again, it goes on learning.
+
+        The learning rate rises and falls over the steps of this call, and starts lower the more pairs the weights have
+        seen. Interrupted, the model keeps what it has learnt so far.
+
+        Args:
+            noisy_a, noisy_b: (N, C, H, W) in [0, 255], any real dtype, any H x W: two noisy versions of the same
+                images, with independent noise.
+            epochs: passes over the pairs; `num_epochs` is another name for it. An image larger than 64 x 64 is learnt
+                from in random patches, in an epoch as many as cover its area.
+            progress: called as `progress(step, steps, loss)` after each step, the loss a 0-d tensor.
+
+        Raises TypeError or ValueError for what cannot be learnt from, RuntimeError where a GPU's memory is too small.
+        """
+        epochs = number_of_epochs(epochs, num_epochs)
+        check_pairs(noisy_a, noisy_b, self.channels)
+        pairs = Pairs(noisy_a, noisy_b, self.device)
+        training = Training(self.network, self.recipe, self.seed + self.pairs_seen)
+        batch = self._batch_size(pairs, epochs)
+        peak = math.sqrt(min(1, batch * math.prod(pairs.patch) / (self.recipe.batch * 32 * 32)))
+        peak /= math.sqrt(1 + self.pairs_seen / SETTLED_PAIRS)
+        steps = epochs * math.ceil(len(pairs) / batch)
+        try:
+            while training.steps < steps:
+                for index in torch.randperm(len(pairs), generator=training.generator).split(batch):
+                    factor = peak * rate(training.steps, steps) if self.recipe.scheduled else 1.0
+                    loss = training.step(*pairs.batch(index, training.generator), factor)
+                    self.pairs_seen += len(index)
+                    if progress is not None:
+                        progress(training.steps, steps, loss)
+        finally:
+            training.finish()
+
+    def _batch_size(self, pairs, epochs):
+        """As many patches as the recipe's batch has pixels, fewer where there are few to learn from."""
+        full = max(1, self.recipe.batch * 32 * 32 // math.prod(pairs.patch))
+        few = len(pairs) * epochs // max(1, self.recipe.least_steps)
+        return min(full, max(1, few), len(pairs))
+
+    @explains_lack_of_memory
+    @torch.no_grad()
+    def predict(self, images, ensemble=None):
+        """Denoises images.
+
+        Args:
+            images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Beyond 512 pixels a side
+                they go through the network in overlapping tiles, so that the memory needed stays bounded.
+            ensemble: True averages the predictions of the eight flips and rotations of each image, which is better by
+                0.05 to 0.1 dB and eight times slower; False predicts once; None averages images up to 64 x 64.
+
+        Returns float32 (N, C, H, W) in [0, 255], not rounded, on the device of `images`.
+        Raises TypeError or ValueError for anything else, RuntimeError where a GPU's memory is too small.
+        """
+        check_images(images, self.channels, "images")
+        height, width = images.shape[2:]
+        if ensemble is None:
+            ensemble = max(height, width) <= ENSEMBLE_SIDE
+        chunk = max(1, CHUNK // (min(height, TILE) * min(width, TILE)))
+        return torch.cat([self._predict_tiles(part, ensemble) for part in images.split(chunk)])
+
+    def _predict_tiles(self, images, ensemble):
+        """Predicts (B, C, H, W) tile by tile and blends the tiles; only one at a time is on the device."""
+        height, width = images.shape[2:]
+        total = torch.zeros(images.shape, dtype=torch.float32, device=images.device)
+        weight = torch.zeros(height, width, dtype=torch.float32, device=images.device)
+        for top in tile_starts(height):
+            for left in tile_starts(width):
+                tile = (..., slice(top, top + TILE), slice(left, left + TILE))
+                noisy = images[tile].to(self.device, non_blocking=True).float() / 255
+                clean = self._denoise(noisy, ensemble).to(images.device)
+                blend = blending_weights(clean.shape[2])[:, None] * blending_weights(clean.shape[3])
+                blend = blend.to(images.device)
+                total[tile] += clean * blend
+                weight[tile] += blend
+        return (total / weight * 255).clamp(0, 255)
+
+    def _denoise(self, images, ensemble):
+        """(B, C, H, W) in [0, 1] through the network, once or as the mean over the eight symmetries."""
+        symmetries = SYMMETRIES if ensemble else SYMMETRIES[:1]
+        total = torch.zeros_like(images)
+        for symmetry in symmetries:
+            noisy = transformed(images, *symmetry).contiguous(memory_format=torch.channels_last)
+            total += restored(forward_any_size(self.network, noisy), *symmetry)
+        return total / len(symmetries)

@@ -1,0 +1,1 @@
+"""Commands around the model: data, training of the shipped weights, experiments."""

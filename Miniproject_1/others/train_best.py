@@ -1,0 +1,111 @@
+"""Trains the weights that ship as `bestmodel.pth`, on photographs, with fresh squares and fresh noise all the time.
+
+    python Miniproject_1/others/train_best.py PHOTOS --pairs 2000000 --validate val_data.pkl --out new.pth
+
+Only noisy pairs are ever drawn: no clean image takes part. The run stops at any time and goes on, exactly, from its
+checkpoint `new.pth.checkpoint` when the same command is given again. The learning rate rises and falls once over all
+the pairs asked for, so `--pairs` is chosen by the time there is. `new.pth` always holds the averaged weights so far.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from Miniproject_1.model import Model, Pairs, Recipe, Training, rate
+from Miniproject_1.others.data import draw_pairs, load_photos, psnr
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("photos", type=Path, help="folder of photographs to learn from")
+    parser.add_argument("--out", type=Path, required=True, help="weights file to write")
+    parser.add_argument("--pairs", type=int, required=True, help="noisy pairs to learn from, all in all")
+    parser.add_argument("--round", type=int, default=20_000, help="pairs between two checkpoints")
+    parser.add_argument("--validate", type=Path, help="a val_data.pkl to report the PSNR on after each round")
+    parser.add_argument("--start", type=Path, help="weights to begin with; default: a fresh network")
+    parser.add_argument("--seed", type=int, default=0)
+    for name in ("width", "blocks", "inner_blocks"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="of the network; see ResidualUNet")
+    for name in ("batch", "muon_rate", "adam_rate", "averaging", "easy_first"):
+        field = {field.name: field for field in dataclasses.fields(Recipe)}[name]
+        parser.add_argument(f"--{name.replace('_', '-')}", type=field.type, default=field.default)
+    return parser.parse_args(arguments)
+
+
+def make_model(options):
+    recipe = Recipe(options.batch, options.muon_rate, options.adam_rate, True, options.averaging)
+    recipe = dataclasses.replace(recipe, easy_first=options.easy_first)
+    sizes = {name: getattr(options, name) for name in ("width", "blocks", "inner_blocks")}
+    sizes = {name: size for name, size in sizes.items() if size is not None}
+    model = Model(recipe=recipe, seed=options.seed, **sizes)
+    if options.start:
+        model.load(options.start)
+    return model
+
+
+def train_round(model, training, photos, number, options):
+    """Learns from one round of fresh pairs; returns the mean loss."""
+    pairs = Pairs(*draw_pairs(photos, options.round, seed=1000 * options.seed + number), model.device)
+    steps = options.pairs // options.batch
+    losses = []
+    for index in torch.randperm(len(pairs), generator=training.generator).split(options.batch):
+        factor = rate(min(training.steps, steps), steps)
+        losses.append(training.step(*pairs.batch(index, training.generator), factor))
+    return torch.stack(losses).mean().item()
+
+
+def save_checkpoint(path, state):
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def write_averaged(model, training, path):
+    """Writes the averaged weights; the network itself keeps its own."""
+    own = [p.detach().clone() for p in training.parameters]
+    training.finish()
+    model.save(path)
+    with torch.no_grad():
+        torch._foreach_copy_(training.parameters, own)
+
+
+def report(path, validation):
+    """PSNR of a weights file in dB, single pass; nan without validation data."""
+    if validation is None:
+        return float("nan")
+    model = Model()
+    model.load(path)
+    return psnr(model.predict(validation[0], ensemble=False), validation[1])
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    model = make_model(options)
+    training = Training(model.network, model.recipe, options.seed)
+    checkpoint, first = options.out.with_name(options.out.name + ".checkpoint"), 0
+    start = model.pairs_seen
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=model.device, weights_only=True)
+        training.load_state_dict(state["training"])
+        first, start = state["round"], state["start"]
+    validation = torch.load(options.validate, weights_only=True) if options.validate else None
+    photos = load_photos(options.photos)
+    for number in range(first, -(-options.pairs // options.round)):
+        began = time.monotonic()
+        loss = train_round(model, training, photos, number, options)
+        model.pairs_seen = start + (number + 1) * options.round
+        write_averaged(model, training, options.out)
+        save_checkpoint(checkpoint, {"training": training.state_dict(), "round": number + 1, "start": start})
+        decibels = report(options.out, validation)
+        seconds = time.monotonic() - began
+        print(f"{model.pairs_seen} pairs, loss {loss:.5f}, {decibels:.3f} dB, {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
