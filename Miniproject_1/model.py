@@ -38,11 +38,11 @@ PRETRAINED = Path(__file__).resolve().parent / "bestmodel.pth"
 class Recipe:
     """How `Model.train` learns. A rate of 0 leaves the parameters in question to Adam alone."""
 
-    batch: int = 32  # pairs of 32 x 32 a step; larger images: as many as have the same number of pixels
-    muon_rate: float = 6e-3  # peak, hidden convolution weights
-    adam_rate: float = 2e-3  # peak, all other parameters
+    batch: int = 16  # pairs of 32 x 32 a step; larger images: as many as have the same number of pixels
+    muon_rate: float = 4e-3  # peak, hidden convolution weights
+    adam_rate: float = 5e-3  # peak, all other parameters
     scheduled: bool = True  # rise over the first 5 % of the steps, then fall linearly to 0; False: constant
-    averaging: float = 0.99  # decay of the moving average of the weights that predicts; 0: the last weights
+    averaging: float = 0.995  # decay of the moving average of the weights that predicts; 0: the last weights
     least_steps: int = 200  # fewer pairs than fill these make the batch smaller instead
     transposed: bool = True  # also transpose at random, beside the flips: all eight symmetries
     exchange: bool = True  # swap the two noisy values of half the pixels
@@ -64,10 +64,8 @@ REPORT_RECIPE = Recipe(  # what the report that started this project trained its
 PATCH = 64  # pixels a side: larger training pairs are learnt from in random patches of this size
 SETTLED_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
 CHUNK = 2**18  # pixels predicted at once, and by that the memory that prediction needs
-TILE, OVERLAP = (
-    512,
-    48,
-)  # pixels a side: larger images are predicted in tiles that are blended where they overlap
+TILE, OVERLAP = 512, 64  # pixels a side: larger images are predicted in tiles, blended where they overlap
+MARGIN = 24  # pixels at a tile's edge that do not count, since they lack neighbours (our network looks 17 far)
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages eight passes up to this height and width
 
 
@@ -317,6 +315,7 @@ class Training:
     """
 
     def __init__(self, network, recipe, seed):
+        keep_freed_memory()
         self.network, self.recipe, self.steps = network, recipe, 0
         self.parameters = list(network.parameters())
         hidden = [p for p in self.parameters if recipe.muon_rate and joins_features(p)]
@@ -382,6 +381,16 @@ class Training:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.generator.set_state(state["generator"])
+
+
+def keep_freed_memory():
+    """Makes glibc keep the memory that a step frees for the next one, up to 64 MB.
+
+    It sets its limits by the largest mapped block that was freed, up to 32 MB (mallopt(3), M_MMAP_THRESHOLD). With
+    smaller limits each step on a CPU returns its features to the system and gets them back by thousands of page
+    faults: a third more time, and up to ten times as much on virtual machines that reclaim memory.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)  # freed at once
 
 
 def joins_features(parameter):
@@ -500,18 +509,21 @@ def read_weights(path):
 # ---------------------------------------------------------------------------------------------- tiles
 
 
-def tile_starts(size, tile=TILE, overlap=OVERLAP):
-    """Where tiles that cover `size` pixels start: evenly spread, overlapping by at least `overlap`."""
-    if size <= tile:
-        return [0]
-    gaps = math.ceil((size - tile) / (tile - overlap))
-    return [(size - tile) * k // gaps for k in range(gaps + 1)]
+def tile_starts(size):
+    """Where the tiles that cover `size` pixels start: at multiples of TILE - OVERLAP, which networks divide."""
+    return range(0, max(1, size - OVERLAP), TILE - OVERLAP)
 
 
-def blending_weights(length, overlap=OVERLAP):
-    """Weights (length,) in (0, 1] of a tile's rows: they rise over its first and fall over its last pixels."""
-    ramp = torch.arange(1, length + 1) / (overlap + 1)
-    return torch.minimum(ramp, ramp.flip(0)).clamp(max=1)
+def blending_weights(start, size):
+    """Weights of the rows of the tile at `start` of `size` rows: 1, but a ramp where it overlaps another tile.
+
+    The weights of two overlapping tiles sum to 1; within MARGIN of an edge inside the image they are 0.
+    """
+    length = min(TILE, size - start)
+    ramp = ((torch.arange(length) - MARGIN + 1) / (OVERLAP - 2 * MARGIN + 1)).clamp(0, 1)
+    rising = ramp if start > 0 else torch.ones(length)
+    falling = ramp.flip(0) if start + length < size else torch.ones(length)
+    return rising * falling
 
 
 # ---------------------------------------------------------------------------------------------- model
@@ -631,8 +643,8 @@ class Model:
         """Denoises images.
 
         Args:
-            images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Beyond 512 pixels a side
-                they go through the network in overlapping tiles, so that the memory needed stays bounded.
+            images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Larger than 512
+                pixels a side, they go through the network in overlapping tiles: the memory needed is bounded.
             ensemble: True averages the predictions of the eight flips and rotations of each image, which is better by
                 0.05 to 0.1 dB and eight times slower; False predicts once; None averages images up to 64 x 64.
 
@@ -640,6 +652,7 @@ class Model:
         Raises TypeError or ValueError for anything else, RuntimeError where a GPU's memory is too small.
         """
         check_images(images, self.channels, "images")
+        keep_freed_memory()
         height, width = images.shape[2:]
         if ensemble is None:
             ensemble = max(height, width) <= ENSEMBLE_SIDE
@@ -649,18 +662,14 @@ class Model:
     def _predict_tiles(self, images, ensemble):
         """Predicts (B, C, H, W) tile by tile and blends the tiles; only one at a time is on the device."""
         height, width = images.shape[2:]
-        total = torch.zeros(images.shape, dtype=torch.float32, device=images.device)
-        weight = torch.zeros(height, width, dtype=torch.float32, device=images.device)
+        result = torch.zeros(images.shape, dtype=torch.float32, device=images.device)
         for top in tile_starts(height):
             for left in tile_starts(width):
                 tile = (..., slice(top, top + TILE), slice(left, left + TILE))
                 noisy = images[tile].to(self.device, non_blocking=True).float() / 255
-                clean = self._denoise(noisy, ensemble).to(images.device)
-                blend = blending_weights(clean.shape[2])[:, None] * blending_weights(clean.shape[3])
-                blend = blend.to(images.device)
-                total[tile] += clean * blend
-                weight[tile] += blend
-        return (total / weight * 255).clamp(0, 255)
+                weights = blending_weights(top, height)[:, None] * blending_weights(left, width)
+                result[tile] += (self._denoise(noisy, ensemble) * weights.to(self.device)).to(images.device)
+        return (result * 255).clamp(0, 255)
 
     def _denoise(self, images, ensemble):
         """(B, C, H, W) in [0, 1] through the network, once or as the mean over the eight symmetries."""

@@ -1,0 +1,516 @@
+"""Project 1's model: its API, its training recipe and its weights file."""
+
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from Miniproject_1 import model as project
+from Miniproject_1.model import NETWORKS, REPORT_RECIPE, Model, Recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def smooth_images(count, height=32, width=32, seed=0):
+    """Clean images (count, 3, height, width) in [0, 255] that a denoiser can learn."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator) * 255
+    return F.interpolate(coarse, size=(height, width), mode="bilinear")
+
+
+def noisy_versions(clean, seed=0, sigma=25.0):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple((clean + sigma * torch.randn(clean.shape, generator=generator)).clamp(0, 255) for _ in range(2))
+
+
+def squared_error(images, clean):
+    return (images - clean).square().mean().item()
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.network.parameters()])
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small network that has learnt from 64 pairs of 32 x 32."""
+    model = Model(width=8)
+    model.train(*noisy_versions(smooth_images(64)), epochs=6)
+    return model
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 8), (7, 5), (33, 47)])
+def test_predict_takes_any_size(network, size):
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    for ensemble in (None, True, False):
+        result = Model(network).predict(images, ensemble)
+        assert result.shape == images.shape and result.dtype == torch.float32
+        assert result.isfinite().all() and result.min() >= 0 and result.max() <= 255
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16, torch.float32, torch.float64])
+def test_predict_takes_any_real_type_and_layout(trained, dtype):
+    images = torch.randint(0, 256, (3, 3, 12, 10)).to(dtype)
+    expected = trained.predict(images.float())
+    assert torch.equal(trained.predict(images), expected)
+    strided = images.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+    assert torch.equal(trained.predict(strided), expected)
+
+
+def test_predict_gives_plain_tensors_and_leaves_its_input_alone(trained):
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    before = images.detach().clone()
+    result = trained.predict(images)
+    assert not result.requires_grad
+    result /= 255  # an inference tensor would refuse this
+    assert torch.equal(images.detach(), before)
+
+
+def test_predict_does_not_round(trained):
+    result = trained.predict(smooth_images(2))
+    assert (result != result.round()).any()
+
+
+def test_batches_and_chunks_do_not_change_a_prediction(trained, monkeypatch):
+    images = smooth_images(7, 16, 12)
+    whole = trained.predict(images)
+    monkeypatch.setattr(project, "CHUNK", 2 * 16 * 12)
+    torch.testing.assert_close(trained.predict(images), whole)
+    torch.testing.assert_close(torch.cat([trained.predict(image[None]) for image in images]), whole)
+
+
+def test_tiles_change_nothing(trained, monkeypatch):
+    images = noisy_versions(smooth_images(1, 150, 301))[0]
+    whole = trained.predict(images)
+    monkeypatch.setattr(project, "TILE", 128)
+    torch.testing.assert_close(trained.predict(images), whole, atol=0.01, rtol=0)
+
+
+def test_largest_network_of_ours_sees_no_farther_than_the_margin():
+    """A pixel's influence ends within MARGIN: an all-ones network of the shipped depth spreads a single dot."""
+    network = Model(width=8, blocks=2, inner_blocks=1).network
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(0.01 if parameter.ndim == 4 else 0)
+        for at in (60, 61):
+            dot = torch.full((1, 3, 120, 120), 0.5)
+            dot[:, :, at, at] = 1.0
+            changed = (network(dot) - network(torch.full_like(dot, 0.5))).abs().sum((0, 1)).nonzero()
+            reach = (changed - at).abs().max().item()
+            assert 10 < reach <= project.MARGIN
+
+
+def test_tiles_go_to_the_device_one_at_a_time(trained, monkeypatch):
+    sizes = []
+    original = Model._denoise
+    monkeypatch.setattr(Model, "_denoise", lambda self, x, e: sizes.append(x.shape[2:]) or original(self, x, e))
+    trained.predict(torch.zeros(1, 3, 530, 1100))
+    assert len(sizes) == 2 * 3 and all(max(size) <= 512 for size in sizes)
+
+
+@pytest.mark.parametrize("size", [1, 64, 65, 511, 512, 513, 960, 961, 4000])
+def test_tiles_cover_everything_and_overlap(size):
+    starts = list(project.tile_starts(size))
+    covered = {i for start in starts for i in range(start, min(size, start + project.TILE))}
+    assert covered == set(range(size))
+    assert all(b - a == project.TILE - project.OVERLAP for a, b in itertools.pairwise(starts))
+    assert all(start % 32 == 0 for start in starts)
+    total = torch.zeros(size)
+    for start in starts:
+        total[start : start + project.TILE] += project.blending_weights(start, size)
+    torch.testing.assert_close(total, torch.ones(size))
+
+
+def test_ensemble_commutes_with_the_symmetries(trained):
+    images = noisy_versions(smooth_images(2, 10, 14))[0]
+    for symmetry in project.SYMMETRIES:
+        turned = project.transformed(images, *symmetry)
+        result = project.restored(trained.predict(turned, ensemble=True), *symmetry)
+        torch.testing.assert_close(result, trained.predict(images, ensemble=True), atol=1e-3, rtol=1e-5)
+
+
+def test_ensemble_is_left_to_the_size_by_default(trained):
+    small, large = smooth_images(1, 64, 64), smooth_images(1, 64, 66)
+    assert torch.equal(trained.predict(small), trained.predict(small, ensemble=True))
+    assert torch.equal(trained.predict(large), trained.predict(large, ensemble=False))
+    assert not torch.equal(trained.predict(small), trained.predict(small, ensemble=False))
+
+
+def test_an_untrained_model_returns_its_input():
+    images = torch.rand(2, 3, 9, 11) * 255
+    torch.testing.assert_close(Model().predict(images), images)
+
+
+def test_symmetries_are_eight_different_ones_with_inverses():
+    images = torch.arange(2 * 3 * 4 * 4).view(2, 3, 4, 4)
+    turned = [project.transformed(images, *symmetry) for symmetry in project.SYMMETRIES]
+    assert len({tuple(t.flatten().tolist()) for t in turned}) == 8
+    for symmetry, image in zip(project.SYMMETRIES, turned, strict=True):
+        assert torch.equal(project.restored(image, *symmetry), images)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 5)])
+def test_augmentation_transforms_both_images_of_a_pair_alike(size):
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(9, 3, *size)
+    seen = set()
+    for _ in range(64):
+        x, y = project.flip_and_transpose(a, a + 1, generator)
+        torch.testing.assert_close(y, x + 1)
+        assert sorted(x.flatten().tolist()) == sorted(a.flatten().tolist())
+        first = [s for s in project.SYMMETRIES if torch.equal(project.transformed(a[:1], *s), x[:1])]
+        seen.add(first[0])
+    assert seen == set(project.SYMMETRIES)  # the first image meets all eight
+
+
+def test_report_augmentation_only_flips():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(4, 3, 3, 5)
+    for _ in range(32):
+        assert project.flip_and_transpose(a, a, generator, transposed=False)[0].shape == a.shape
+
+
+def test_exchange_swaps_whole_pixels_half_the_time():
+    a, b = torch.zeros(4, 3, 50, 50), torch.ones(4, 3, 50, 50)
+    x, y = project.exchange_pixels(a, b, torch.Generator().manual_seed(0))
+    assert torch.equal(x + y, a + b)
+    assert torch.equal(x.amax(1), x.amin(1))
+    assert x.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_loss_weights_images_by_their_noise():
+    a = torch.zeros(2, 3, 4, 4)
+    b = torch.tensor([0.1, 0.4]).view(2, 1, 1, 1).expand_as(a)
+    plain = project.noise2noise_loss(a, a, b, easy_first=0)
+    assert plain.item() == pytest.approx((0.01 + 0.16) / 2)
+    weighted = project.noise2noise_loss(a, a, b, easy_first=0.02)
+    assert weighted.item() == pytest.approx((0.01 * 0.02 / 0.025 + 0.16 * 0.02 / 0.1) / 2)
+
+
+def test_newton_schulz_brings_singular_values_near_one():
+    matrices = torch.randn(3, 24, 216, generator=torch.Generator().manual_seed(0))
+    for m in (matrices, matrices.mT):
+        values = torch.linalg.svdvals(project.orthogonalised(m))
+        assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_muon_agrees_with_torch():
+    """torch.optim.Muon iterates in bfloat16: the steps agree to its precision."""
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.zeros(8, 24)) for _ in range(2))
+    mine = project.Muon([ours], lr=0.1)
+    other = torch.optim.Muon([theirs], lr=0.1, weight_decay=0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        ours.grad = torch.randn(8, 24, generator=generator)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        other.step()
+    assert (ours - theirs).norm() < 0.03 * theirs.norm()
+
+
+def test_rate_rises_then_falls_to_zero():
+    rates = [project.rate(step, 1000) for step in range(1000)]
+    peak = rates.index(max(rates))
+    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert 20 < peak < 100 and 0 < rates[-1] < 0.01 and max(rates) > 0.9
+    assert project.rate(0, 1) > 0.5  # a single step learns too
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_learns_by_its_report_recipe(network):
+    clean = smooth_images(64)
+    a, b = noisy_versions(clean)
+    model = Model(network, recipe=REPORT_RECIPE)
+    model.train(a, b, 1)
+    first = (model.predict(a, False) - b).square().mean()
+    model.train(a, b, 2)
+    assert (model.predict(a, False) - b).square().mean() < first
+
+
+def test_one_epoch_of_few_pairs_denoises():
+    clean = smooth_images(104)
+    a, b = noisy_versions(clean)
+    model = Model()
+    model.train(a, b, 1)
+    fresh = noisy_versions(clean, seed=1)[0]
+    assert squared_error(model.predict(fresh), clean) < 0.5 * squared_error(fresh, clean)
+
+
+def test_one_pair_teaches():
+    clean = smooth_images(1, 70, 90)
+    a, b = noisy_versions(clean)
+    model = Model(width=8)
+    model.train(a, b, 60)
+    fresh = noisy_versions(clean, seed=1)[0]
+    assert squared_error(model.predict(fresh), clean) < 0.5 * squared_error(fresh, clean)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 1, 1), (5, 3, 7, 5), (2, 3, 70, 40), (7, 3, 65, 129)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_training_takes_any_size_and_number(shape, dtype):
+    a, b = (torch.randint(0, 256, shape).to(dtype) for _ in range(2))
+    model = Model(width=8)
+    before = weights(model)
+    model.train(a, b, 1)
+    assert weights(model).isfinite().all() and not torch.equal(weights(model), before)
+
+
+def test_three_ways_to_say_epochs(trained):
+    a, b = noisy_versions(smooth_images(8))
+    results = []
+    for arguments, options in [((2,), {}), ((), {"epochs": 2}), ((), {"num_epochs": 2})]:
+        model = Model(width=8)
+        model.train(a, b, *arguments, **options)
+        results.append(weights(model))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_training_is_deterministic_and_follows_the_seed():
+    a, b = noisy_versions(smooth_images(8))
+    results = []
+    for seed in (1, 1, 2):
+        model = Model(width=8, seed=seed)
+        model.train(a, b, 1)
+        results.append(weights(model))
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+def test_training_goes_on_at_a_lower_rate(trained):
+    """Loaded weights that have seen much are not thrown far away by a short training."""
+    a, b = noisy_versions(smooth_images(16, seed=5), seed=5)
+    distances = []
+    for seen in (0, 10**9):
+        model = Model(width=8)
+        model.network.load_state_dict(trained.network.state_dict())
+        model.pairs_seen = seen
+        before = weights(model)
+        model.train(a, b, 1)
+        distances.append((weights(model) - before).norm().item())
+    assert distances[1] < 0.05 * distances[0]
+
+
+def test_interrupted_training_leaves_what_was_learnt():
+    clean = smooth_images(64)
+    a, b = noisy_versions(clean)
+    model = Model(width=8)
+
+    def interrupt(step, steps, loss):
+        if step == 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.train(a, b, 100, progress=interrupt)
+    assert model.pairs_seen == 100 * 16
+    assert squared_error(model.predict(a), clean) < squared_error(a, clean)
+
+
+def test_progress_is_told_every_step_of_the_call():
+    told = []
+    model = Model(width=8)
+    model.train(*noisy_versions(smooth_images(10)), 2, progress=lambda *x: told.append(x))
+    assert [x[0] for x in told] == list(range(1, told[0][1] + 1))
+    assert all(math.isfinite(float(x[2])) for x in told)
+
+
+def test_training_works_inside_no_grad_and_inference_mode():
+    a, b = noisy_versions(smooth_images(4))
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            model = Model(width=8)
+            before = weights(model)
+            model.train(a, b, 1)
+            assert not torch.equal(weights(model), before)
+            model.predict(a)
+
+
+def test_nothing_global_changes():
+    code = """
+import os, random, torch
+state = lambda: (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(), os.getcwd(),
+    torch.random.get_rng_state().tolist(), random.getstate(), torch.are_deterministic_algorithms_enabled())
+before = state()
+from Miniproject_1.model import Model
+a = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+model = Model(); model.train(a, a, 1); model.predict(a)
+assert state() == before
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_default_dtype_of_the_caller_does_not_matter(trained):
+    images = smooth_images(2)
+    expected = trained.predict(images)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert trained.predict(images).dtype == torch.float32
+        torch.testing.assert_close(trained.predict(images), expected)
+        Model(width=8).train(images, images, 1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_other_numbers_of_channels():
+    images = torch.rand(2, 1, 8, 8) * 255
+    model = Model(channels=1, width=8)
+    model.train(images, images, 1)
+    assert model.predict(images).shape == images.shape
+
+
+# -------------------------------------------------------------------------------------------- weights files
+
+
+def test_save_and_load_keep_everything(trained, tmp_path):
+    trained.save(tmp_path / "w.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+    other = Model()
+    other.load(tmp_path / "w.pth")
+    images = smooth_images(2)
+    assert torch.equal(other.predict(images), trained.predict(images))
+    assert (other.name, other.sizes, other.pairs_seen) == (trained.name, trained.sizes, trained.pairs_seen)
+    torch.load(tmp_path / "w.pth", weights_only=True)
+
+
+def test_failed_save_leaves_the_old_file(trained, tmp_path, monkeypatch):
+    path = tmp_path / "w.pth"
+    trained.save(path)
+    before = path.read_bytes()
+
+    def crash(content, target):
+        Path(target).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(OSError, match="disk full"):
+        trained.save(path)
+    assert path.read_bytes() == before
+
+
+def damaged_files(path, trained):
+    trained.save(path)
+    whole = path.read_bytes()
+    yield whole[: len(whole) // 2]
+    yield b""
+    yield b"not a weights file at all"
+    for content in ({"weights": {}}, [1, 2], torch.zeros(3)):
+        torch.save(content, path)
+        yield path.read_bytes()
+
+
+def test_damaged_and_foreign_files_are_refused_and_change_nothing(trained, tmp_path):
+    path, model = tmp_path / "w.pth", Model(width=8)
+    before = weights(model)
+    for content in damaged_files(path, trained):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"w\.pth"):
+            model.load(path)
+        assert torch.equal(weights(model), before)
+    with pytest.raises(FileNotFoundError, match=r"missing\.pth"):
+        model.load(tmp_path / "missing.pth")
+
+
+@pytest.mark.parametrize(
+    "change", [{"sizes": {"width": 9}}, {"network": "other"}, {"sizes": {"depth": 1}}, {"weights": 0}]
+)
+def test_mismatched_weights_are_refused(trained, tmp_path, change):
+    path = tmp_path / "w.pth"
+    trained.save(path)
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    with pytest.raises(ValueError, match=r"w\.pth"):
+        Model().load(path)
+
+
+def test_pretrained_loads_from_any_directory_under_either_name(tmp_path):
+    for folder, name in ((ROOT, "Miniproject_1.model"), (ROOT / "Miniproject_1", "model")):
+        code = f"""
+import sys; sys.path.insert(0, {str(folder)!r})
+from {name} import Model
+model = Model(); model.load_pretrained_model()
+"""
+        result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+# -------------------------------------------------------------------------------------------- bad input
+
+GOOD = torch.zeros(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "rule"),
+    [
+        ([[1.0]], TypeError, "torch.Tensor"),
+        (GOOD.bool(), TypeError, "real numbers"),
+        (GOOD.to(torch.complex64), TypeError, "real numbers"),
+        (GOOD[0], ValueError, r"images\[None\]"),
+        (GOOD[:, :1], ValueError, "3 channels"),
+        (GOOD[:0], ValueError, "at least one"),
+        (GOOD[..., :0], ValueError, "at least one"),
+        (GOOD.log(), ValueError, "finite"),
+        (GOOD * math.nan, ValueError, "finite"),
+    ],
+)
+def test_bad_images_are_refused_with_the_rule(images, error, rule):
+    with pytest.raises(error, match=rule):
+        Model().predict(images)
+    with pytest.raises(error, match=rule):
+        Model().train(images, images, 1)
+    with pytest.raises(error, match=rule):
+        Model().train(GOOD, images, 1)
+
+
+def test_pairs_of_different_shape_are_refused():
+    with pytest.raises(ValueError, match="same images"):
+        Model().train(GOOD, GOOD[:1], 1)
+
+
+@pytest.mark.parametrize("epochs", [0, -1])
+def test_too_few_epochs_are_refused(epochs):
+    with pytest.raises(ValueError, match="at least 1"):
+        Model().train(GOOD, GOOD, epochs)
+
+
+@pytest.mark.parametrize("options", [{}, {"epochs": 1, "num_epochs": 1}, {"epochs": 1.5}, {"epochs": True}])
+def test_unclear_epochs_are_refused(options):
+    with pytest.raises(TypeError, match="epochs"):
+        Model().train(GOOD, GOOD, **options)
+
+
+def test_unknown_networks_are_refused():
+    with pytest.raises(ValueError, match="residual_unet"):
+        Model("resnet")
+
+
+def test_lack_of_memory_says_what_to_do(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = Model()
+    monkeypatch.setattr(Model, "_denoise", fail)
+    with pytest.raises(RuntimeError, match="fewer images"):
+        model.predict(GOOD)
+
+
+def test_training_state_continues_exactly():
+    recipe, a = Recipe(), torch.rand(8, 3, 8, 8)
+
+    def begin():
+        return project.Training(Model(width=8).network, recipe, seed=3)
+
+    straight, first = begin(), begin()
+    for _ in range(6):
+        straight.step(a, a.flip(0), 0.5)
+    for _ in range(3):
+        first.step(a, a.flip(0), 0.5)
+    second = begin()
+    second.load_state_dict(first.state_dict())
+    for _ in range(3):
+        second.step(a, a.flip(0), 0.5)
+    for x, y in zip(straight.parameters + straight.average, second.parameters + second.average, strict=True):
+        assert torch.equal(x, y)
