@@ -179,24 +179,24 @@ def load_photo(path):
 
 def load_photos(folder):
     """Every readable photo of a folder, a list of uint8 (3, H, W); the others are named on stderr."""
+    return _of_readable_photos(folder, lambda path, photo: photo)
+
+
+def _of_readable_photos(folder, function):
+    """`function(path, photo)` of each readable photo. ValueError where there is none."""
+
+    def call(path):
+        try:
+            return [function(path, load_photo(path))]
+        except ValueError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            return []
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        photos = list(pool.map(_photo_or_none, photo_files(folder)))
-    return _readable(photos, folder)
-
-
-def _photo_or_none(path):
-    try:
-        return load_photo(path)
-    except ValueError as error:
-        print(f"skipped: {error}", file=sys.stderr)
-        return None
-
-
-def _readable(photos, folder):
-    kept = [photo for photo in photos if photo is not None]
-    if not kept:
+        results = [result for found in pool.map(call, photo_files(folder)) for result in found]
+    if not results:
         raise ValueError(f"no photo in {str(folder)!r} could be read; see the names above")
-    return kept
+    return results
 
 
 # ---------------------------------------------------------------------------------------------- procedural scenes
@@ -300,18 +300,16 @@ def from_photos(folder, pairs, validation, seed, progress=None):
 
     Training takes random squares of each photo, validation its largest centred square before any other.
     """
-    files = photo_files(folder)
+    files = _of_readable_photos(folder, lambda path, photo: path)
 
     def part(job):
         draw, source, count, seed = job
-        photo = _photo_or_none(files[source])
-        return photo if photo is None else draw(photo, count, seed)
+        return draw(load_photo(files[source]), count, seed)
 
     def data(draw, count, seed):
         jobs = [(draw, *share) for share in _share(len(files), count, seed)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            parts = list(_watched(pool.map(part, jobs), len(jobs), progress))
-        return _shuffled(_readable(parts, folder), seed)
+            return _shuffled(list(_watched(pool.map(part, jobs), len(jobs), progress)), seed)
 
     return (
         data(noisy_pairs, pairs, seed) if pairs else None,

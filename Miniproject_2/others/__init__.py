@@ -1,0 +1,1 @@
+"""Commands around model.py: benchmark, rounding, train_best."""

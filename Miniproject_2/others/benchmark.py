@@ -1,0 +1,197 @@
+"""Time our training step against torch.nn with autograd: same network, batch, optimiser and process.
+
+    python Miniproject_2/others/benchmark.py --repeats 30 --threads 2
+
+Both sides take turns, so that a busy moment hits both; the table shows medians in milliseconds. torch's side
+is the faster of contiguous and channels-last tensors, and its Muon is our own code on torch's parameters and
+gradients.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from Miniproject_2 import model as ours
+
+
+def torch_network(architecture):
+    """The network of `build_network` out of torch.nn."""
+    a = architecture
+
+    def down(inputs, outputs):
+        return nn.Conv2d(inputs, outputs, a.kernel, stride=2, padding=(a.kernel - 1) // 2)
+
+    def up(inputs, outputs):
+        k = a.up_kernel
+        if a.upsampling == "transposed":
+            return nn.ConvTranspose2d(inputs, outputs, k, stride=2, padding=k // 2 - 1)
+        return nn.Sequential(nn.UpsamplingNearest2d(scale_factor=2), nn.Conv2d(inputs, outputs, k, padding="same"))
+
+    return nn.Sequential(
+        down(a.colours, a.width),
+        nn.ReLU(inplace=True),
+        down(a.width, a.deep_width),
+        nn.ReLU(inplace=True),
+        up(a.deep_width, a.width),
+        nn.ReLU(inplace=True),
+        up(a.width, a.colours),
+        nn.Sigmoid(),
+    )
+
+
+class TorchStep:
+    """forward(x), backward(gradient), update() of a torch module."""
+
+    def __init__(self, layer, channels_last, make_optimiser=None):
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.layer = layer.to(memory_format=self.format)
+        for parameter in layer.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        pairs = [(parameter, parameter.grad) for parameter in layer.parameters()]
+        self.optimiser = make_optimiser(pairs) if make_optimiser else None
+
+    def prepare(self, x):
+        return x.contiguous(memory_format=self.format).requires_grad_()
+
+    def forward(self, x):
+        self.output = self.layer(x)
+        return self.output
+
+    def backward(self, gradient):
+        self.output.backward(gradient)
+
+    def update(self):
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+
+
+class OurStep:
+    """The same of one of our modules, in channels-last memory as `Model` uses it."""
+
+    def __init__(self, block, make_optimiser=None):
+        self.block = block
+        for leaf in block.leaves() if isinstance(block, ours.Sequential) else [block]:
+            leaf.torch_rounding = False
+        self.optimiser = make_optimiser(block.param()) if make_optimiser else None
+
+    def prepare(self, x):
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x):
+        return self.block(x)
+
+    def backward(self, gradient):
+        self.block.backward(gradient)
+
+    def update(self):
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+
+
+def measure(contenders, shape, repeats):
+    """{name: {phase: median milliseconds}}, the contenders taking turns."""
+    x = torch.randn(shape)
+    inputs = {name: step.prepare(x) for name, step in contenders.items()}
+    gradients = {
+        name: step.prepare(torch.randn(step.forward(inputs[name]).shape)).detach() for name, step in contenders.items()
+    }
+    times = {name: {"forward": [], "backward": [], "update": []} for name in contenders}
+    for repeat in range(repeats + 3):
+        for name, step in contenders.items():
+            marks = [time.perf_counter()]
+            step.forward(inputs[name])
+            marks.append(time.perf_counter())
+            step.backward(gradients[name])
+            marks.append(time.perf_counter())
+            if step.optimiser:
+                step.update()
+            marks.append(time.perf_counter())
+            if repeat >= 3:
+                for phase, start, end in zip(times[name], marks, marks[1:], strict=False):
+                    times[name][phase].append(1e3 * (end - start))
+    return {name: {phase: statistics.median(t) for phase, t in phases.items()} for name, phases in times.items()}
+
+
+def report(title, results):
+    """One line: ours, the faster of torch's two formats by phase, and the ratios."""
+    mine = results["ours"]
+    torchs = min((results["torch"], results["torch channels-last"]), key=lambda phases: sum(phases.values()))
+    cells = [f"{mine[p]:8.2f} {torchs[p]:8.2f} {mine[p] / torchs[p]:6.2f}" for p in ("forward", "backward")]
+    total, reference = sum(mine.values()), sum(torchs.values())
+    print(f"{title:36} {'  '.join(cells)}  {total:8.2f} {reference:8.2f} {total / reference:6.2f}", flush=True)
+
+
+def contenders(make_block, make_layer, make_optimiser=None):
+    return {
+        "ours": OurStep(make_block(), make_optimiser),
+        "torch": TorchStep(make_layer(), False, make_optimiser),
+        "torch channels-last": TorchStep(make_layer(), True, make_optimiser),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    n, size, a = options.batch, options.size, ours.Architecture()
+    w, d, k = a.width, a.deep_width, a.kernel
+    blocks = [
+        (f"Conv2d {a.colours} to {w}, stride 2", "Conv2d", "Conv2d", (a.colours, w, k, 2, 1), size),
+        (f"Conv2d {w} to {d}, stride 2", "Conv2d", "Conv2d", (w, d, k, 2, 1), size // 2),
+        (
+            f"TransposeConv2d {d} to {w}, stride 2",
+            "TransposeConv2d",
+            "ConvTranspose2d",
+            (d, w, 4, 2, 1),
+            size // 4,
+        ),
+        (
+            f"TransposeConv2d {w} to {a.colours}, stride 2",
+            "TransposeConv2d",
+            "ConvTranspose2d",
+            (w, a.colours, 4, 2, 1),
+            size // 2,
+        ),
+        (f"Conv2d {w} to {w}, stride 1, kernel 3", "Conv2d", "Conv2d", (w, w, 3, 1, 1), size // 2),
+    ]
+    print(f"torch {torch.__version__}, {options.threads} threads, batch {n}, images {size}x{size}; milliseconds")
+    print(f"{'':36} {'forward':^24}  {'backward':^24}  {'together':^24}")
+    print(f"{'':36} {'    ours    torch  ratio  ' * 3}")
+    for title, block, layer, arguments, side in blocks:
+        both = contenders(
+            lambda b=block, v=arguments: getattr(ours, b)(*v), lambda n=layer, v=arguments: getattr(nn, n)(*v)
+        )
+        report(title, measure(both, (n, arguments[0], side, side), options.repeats))
+    for title, block, layer, shape in [
+        ("ReLU", ours.ReLU, nn.ReLU, (n, w, size // 2, size // 2)),
+        ("Sigmoid", ours.Sigmoid, nn.Sigmoid, (n, a.colours, size, size)),
+        (
+            "NearestUpsampling 2",
+            lambda: ours.NearestUpsampling(2),
+            lambda: nn.UpsamplingNearest2d(scale_factor=2),
+            (n, w, 8, 8),
+        ),
+    ]:
+        report(title, measure(contenders(block, layer), shape, options.repeats))
+    for title, optimiser in [
+        ("network, no optimiser", None),
+        ("network, SGD momentum: a step", lambda params: ours.SGD(params, 1e-3, 0.9)),
+        ("network, Muon: a step", lambda params: ours.Muon(params, 1e-3)),
+    ]:
+        both = contenders(lambda: ours.build_network(a, None), lambda: torch_network(a), optimiser)
+        report(title, measure(both, (n, a.colours, size, size), options.repeats))
+
+
+if __name__ == "__main__":
+    main()

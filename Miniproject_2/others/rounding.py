@@ -1,0 +1,92 @@
+"""How often our convolutions pass plain `allclose` against torch in float32 on a CPU.
+
+    python Miniproject_2/others/rounding.py --threads 2 --seeds 3
+
+A configuration passes if all its seeds do. "single order" is the same sums by one fast matrix product.
+"""
+
+import argparse
+import itertools
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from Miniproject_2 import model as ours
+
+WINDOWS = [(3, 1, 0), (3, 1, 1), (3, 2, 1), (4, 2, 1), (2, 2, 0), (5, 1, 2), (5, 2, 2), (3, 3, 0), (1, 1, 0)]
+CHANNELS = [(3, 3), (1, 4), (5, 7), (8, 16), (16, 8), (64, 24), (48, 100)]
+PARTS = ("forward", "input gradient", "weight gradient", "bias gradient")
+
+
+def passes(block, layer, n, size):
+    """(forward, input gradient, weight gradient, bias gradient): plain allclose."""
+    block.weight, block.bias = layer.weight, layer.bias
+    x = torch.randn(n, layer.in_channels, size, size, requires_grad=True)
+    expected = layer(x)
+    gradient = torch.randn_like(expected)
+    expected.backward(gradient)
+    pairs = [
+        (block(x), expected),
+        (block.backward(gradient), x.grad),
+        (block.weight_grad, layer.weight.grad),
+        (block.bias_grad, layer.bias.grad),
+    ]
+    return [torch.allclose(mine, other) for mine, other in pairs]
+
+
+def configurations():
+    """(group of the table, torch class, arguments, options)."""
+    for (inputs, outputs), (kernel, stride, padding) in itertools.product(CHANNELS, WINDOWS):
+        group = "kernel 1" if kernel == 1 else "plain"
+        yield group, (inputs, outputs, kernel), {"stride": stride, "padding": padding}
+    for (inputs, outputs), stride in itertools.product(CHANNELS[:5], (1, 2)):
+        yield (
+            f"dilation 2, stride {stride}",
+            (inputs, outputs, 3),
+            {"stride": stride, "padding": 2, "dilation": 2},
+        )
+    for channels, groups in [((8, 8), 8), ((16, 16), 2), ((32, 64), 4), ((4, 4), 2), ((6, 12), 3)]:
+        kind = "depthwise" if channels[0] == groups else "of 8" if channels[0] // groups == 8 else "of 2"
+        for stride in (1, 2):
+            yield f"groups, {kind}", (*channels, 3), {"stride": stride, "padding": 1, "groups": groups}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 100])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--single-order", action="store_true", help="switch torch_rounding off, for comparison")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    counts, passed = defaultdict(int), defaultdict(lambda: [0] * len(PARTS))
+    for group, arguments, settings in configurations():
+        for n, name in itertools.product(options.batches, ("Conv2d", "TransposeConv2d")):
+            results = []
+            for seed in range(options.seeds):
+                torch.manual_seed(seed)
+                layer = getattr(nn, name if name == "Conv2d" else "ConvTranspose2d")(*arguments, **settings)
+                block = getattr(ours, name)(*arguments, **settings)
+                block.torch_rounding = not options.single_order
+                results.append(passes(block, layer, n, options.size))
+            counts[name, group, n] += 1
+            for index, column in enumerate(zip(*results, strict=True)):
+                passed[name, group, n][index] += all(column)
+    print(
+        f"torch {torch.__version__}, {options.threads} threads, {sum(counts.values())} configurations x {options.seeds}"
+    )
+    print(f"{'block':16} {'group':22} {'batch':>5} {'number':>6}  " + "  ".join(f"{part:>15}" for part in PARTS))
+    for key in sorted(counts):
+        name, group, n = key
+        shares = "  ".join(f"{100 * part / counts[key]:13.0f} %" for part in passed[key])
+        print(f"{name:16} {group:22} {n:5} {counts[key]:6}  {shares}")
+
+
+if __name__ == "__main__":
+    main()

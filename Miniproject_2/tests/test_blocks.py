@@ -1,0 +1,166 @@
+"""The blocks without weights, and Sequential, against torch."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from Miniproject_2 import model as ours
+from Miniproject_2.tests.oracle import close, compare
+
+FUNCTIONS = [
+    (ours.ReLU(), nn.ReLU()),
+    (ours.ReLU(inplace=True), nn.ReLU()),
+    (ours.LeakyReLU(), nn.LeakyReLU()),
+    (ours.LeakyReLU(0.3, inplace=True), nn.LeakyReLU(0.3)),
+    (ours.Sigmoid(), nn.Sigmoid()),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("block", "layer"), FUNCTIONS, ids=lambda b: type(b).__name__)
+def test_functions(block, layer, dtype):
+    for shape in [(2, 3, 5, 7), (4,), (3, 1)]:
+        compare(block, layer, *shape, dtype=dtype, tolerance=1e-6)
+    compare(block, layer, 2, 3, 5, 7, dtype=dtype, channels_last=True)
+
+
+def test_functions_at_the_edges():
+    x = torch.tensor([-1e4, -1.0, -0.0, 0.0, 1.0, 1e4])
+    for block, layer in FUNCTIONS:
+        reference = x.clone().requires_grad_()
+        expected = layer(reference)
+        expected.sum().backward()
+        assert torch.equal(block(x.clone()), expected.detach())
+        assert torch.equal(block.backward(torch.ones(6)), reference.grad)
+    sigmoid = ours.Sigmoid()
+    assert sigmoid(x).tolist()[::5] == [0, 1] and sigmoid(torch.tensor([0.0])).item() == 0.5
+    assert math.isclose(sigmoid(torch.tensor([-2.0])).item(), 1 / (1 + math.exp(2)), rel_tol=1e-6)
+
+
+def test_sigmoid_is_torchs_bit_for_bit():
+    for seed in range(20):
+        torch.manual_seed(seed)
+        x = 10 * torch.randn(2, 3, 31, 33)
+        assert torch.equal(ours.Sigmoid()(x), x.sigmoid())
+
+
+def test_only_inplace_overwrites_its_input():
+    x = torch.tensor([-1.0, 2.0])
+    ours.ReLU()(x)
+    ours.LeakyReLU()(x)
+    assert x.tolist() == [-1, 2]
+    assert ours.ReLU(inplace=True)(x) is not None and x.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, (2, 3), 2.0])
+def test_upsampling(scale):
+    for last in (False, True):
+        compare(
+            ours.NearestUpsampling(scale),
+            nn.UpsamplingNearest2d(scale_factor=scale),
+            2,
+            3,
+            5,
+            4,
+            channels_last=last,
+        )
+
+
+def test_upsampling_by_hand():
+    block = ours.NearestUpsampling(2)
+    assert block(torch.tensor([[[[1.0, 2.0]]]])).tolist() == [[[[1, 1, 2, 2], [1, 1, 2, 2]]]]
+    assert block.backward(torch.arange(8.0).view(1, 1, 2, 4)).tolist() == [[[[10, 18]]]]
+    for wrong in (0, 1.5, (2, 2, 2), "2"):
+        with pytest.raises(ValueError, match="scale_factor"):
+            ours.NearestUpsampling(wrong)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (7,), ()])
+def test_mse(shape):
+    prediction, target = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    expected = nn.MSELoss()(prediction, target)
+    expected.backward()
+    loss = ours.MSE()
+    close(loss(prediction, target), expected.detach(), "loss")
+    close(loss.backward(), prediction.grad, "gradient")
+
+
+def test_mse_by_hand():
+    loss = ours.MSE()
+    assert loss(torch.tensor([1.0, 5.0]), torch.tensor([0.0, 2.0])).item() == 5
+    assert loss.backward().tolist() == [1, 3]
+    with pytest.raises(ValueError, match="equal shapes"):
+        loss(torch.ones(2, 1), torch.ones(2))
+    with pytest.raises(RuntimeError, match="call forward first"):
+        ours.MSE().backward()
+
+
+def networks():
+    """The fixed network, nested, in both forms: (ours, torch's)."""
+    blocks = ours.Sequential(
+        ours.Sequential(ours.Conv2d(3, 5, 3, 2, 1), ours.ReLU()),
+        ours.Conv2d(5, 8, 3, 2, 1),
+        ours.LeakyReLU(inplace=True),
+        ours.TransposeConv2d(8, 5, 4, 2, 1),
+        ours.ReLU(inplace=True),
+        ours.Sequential(ours.NearestUpsampling(2), ours.Conv2d(5, 3, 3, padding="same")),
+        ours.Sigmoid(),
+    )
+    layers = nn.Sequential(
+        nn.Conv2d(3, 5, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(5, 8, 3, 2, 1),
+        nn.LeakyReLU(),
+        nn.ConvTranspose2d(8, 5, 4, 2, 1),
+        nn.ReLU(),
+        nn.UpsamplingNearest2d(scale_factor=2),
+        nn.Conv2d(5, 3, 3, padding="same"),
+        nn.Sigmoid(),
+    )
+    for (parameter, _), expected in zip(blocks.param(), layers.parameters(), strict=True):
+        parameter.copy_(expected.detach())
+    return blocks, layers
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_sequential(channels_last):
+    blocks, layers = networks()
+    compare(blocks.to(torch.float64), layers, 2, 3, 12, 20, channels_last=channels_last)
+
+
+def test_the_courses_check():
+    for seed in range(50):
+        torch.manual_seed(seed)
+        x, conv = torch.randn(1, 3, 32, 32), ours.Conv2d(3, 3, 3)
+        expected = torch.nn.functional.conv2d(x, conv.weight, conv.bias).sigmoid()
+        assert torch.allclose(ours.Sequential(conv, ours.Sigmoid())(x), expected)
+
+
+def test_sequential_refuses_a_module_twice():
+    relu = ours.ReLU()
+    with pytest.raises(ValueError, match="only once"):
+        ours.Sequential(relu, ours.Sequential(ours.Sigmoid(), relu))
+
+
+def test_blocks_without_parameters():
+    assert ours.Module().param() == ours.ReLU().param() == ours.Sequential().param() == []
+    for method in (ours.Module().forward, ours.Module().backward, ours.Module()):
+        with pytest.raises(NotImplementedError):
+            method(torch.ones(1))
+
+
+@pytest.mark.parametrize("block", [ours.ReLU(), ours.LeakyReLU(), ours.Sigmoid(), ours.NearestUpsampling(1)])
+def test_backward_needs_forward_and_its_shape(block):
+    with pytest.raises(RuntimeError, match="call forward first"):
+        block.backward(torch.ones(1, 1, 2, 2))
+    block(torch.ones(1, 1, 2, 2))
+    with pytest.raises(ValueError, match="gradient of shape"):
+        block.backward(torch.ones(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("block", [ours.ReLU(), ours.LeakyReLU(), ours.Sigmoid(), ours.NearestUpsampling(2)])
+def test_no_graph_is_built(block):
+    y = block(torch.ones(1, 1, 2, 2, requires_grad=True))
+    assert not y.requires_grad and not block.backward(torch.ones_like(y).requires_grad_()).requires_grad

@@ -1,0 +1,127 @@
+"""SGD, Adam and Muon step by step against torch.optim."""
+
+import itertools
+
+import pytest
+import torch
+
+from Miniproject_2 import model as ours
+from Miniproject_2.tests.oracle import close
+
+SHAPES = [(6, 2, 3, 3), (6,), (4, 6, 2, 2), (4,), (9, 18), ()]
+
+
+def compare(make, make_reference, shapes=SHAPES, tolerance=1e-6, dtype=torch.float64):
+    """Eight steps on the same random gradients, from the same start."""
+    torch.manual_seed(0)
+    parameters = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    references = [parameter.clone().requires_grad_() for parameter in parameters]
+    gradients = [torch.zeros_like(parameter) for parameter in parameters]
+    optimiser, reference = make(list(zip(parameters, gradients, strict=True))), make_reference(references)
+    for _ in range(8):
+        optimiser.zero_grad()
+        for gradient, tensor in zip(gradients, references, strict=True):
+            gradient.add_(torch.randn_like(gradient))
+            tensor.grad = gradient.clone()
+        optimiser.step()
+        reference.step()
+        for parameter, tensor in zip(parameters, references, strict=True):
+            close(parameter, tensor.detach(), f"parameter {tuple(parameter.shape)}", tolerance)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "dampening", "decay", "nesterov"),
+    [
+        (m, d, w, n)
+        for m, d, w, n in itertools.product((0, 0.9), (0, 0.3), (0, 0.1), (False, True))
+        if not n or (m > 0 and d == 0)
+    ],
+)
+def test_sgd(momentum, dampening, decay, nesterov):
+    arguments = (0.1, momentum, dampening, decay, nesterov)
+    names = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
+    compare(
+        lambda params: ours.SGD(params, *arguments),
+        lambda params: torch.optim.SGD(params, **dict(zip(names, arguments, strict=True))),
+    )
+
+
+@pytest.mark.parametrize(("decay", "amsgrad"), [(0, False), (0.1, False), (0, True), (0.1, True)])
+def test_adam(decay, amsgrad):
+    arguments = (0.01, (0.8, 0.95), 1e-6, decay, amsgrad)
+    compare(lambda params: ours.Adam(params, *arguments), lambda params: torch.optim.Adam(params, *arguments))
+
+
+@pytest.mark.parametrize(("nesterov", "decay"), [(False, 0), (True, 0), (True, 0.1)])
+def test_muon(nesterov, decay):
+    """torch's iterates in bfloat16, hence the tolerance: two of its roundings of a step of at most lr * 1.2."""
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch.optim.Muon is newer than this torch")
+    arguments = {"lr": 0.02, "weight_decay": decay, "momentum": 0.9, "nesterov": nesterov}
+    compare(
+        lambda params: ours.Muon(params, **arguments),
+        lambda params: torch.optim.Muon(params, **arguments),
+        shapes=[(9, 18), (9, 18), (20, 5), (1, 7)],
+        dtype=torch.float32,
+        tolerance=8 * 0.02 * 2**-7,
+    )
+
+
+def test_muon_takes_adams_step_for_vectors():
+    compare(
+        lambda params: ours.Muon(params, lr=0.05, vector_lr=0.2),
+        lambda params: torch.optim.Adam(params, lr=0.01, betas=(0.9, 0.95)),
+        shapes=[(6,), (4,)],
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16), (1, 1, 9), (2, 7, 7)])
+def test_orthogonalise(shape):
+    """All singular values between 1 and 1/50 come near 1, the singular vectors stay."""
+    u, s, v = torch.linalg.svd(torch.randn(*shape), full_matrices=False)
+    result = ours.orthogonalise((u * torch.logspace(0, -1.7, s.shape[1])) @ v, 5, 1e-7)
+    values = torch.linalg.svdvals(result)
+    assert values.min() > 0.5 and values.max() < 1.3
+    aligned = u.mT @ result @ v.mT
+    close(aligned, torch.diag_embed(aligned.diagonal(dim1=1, dim2=2)), "singular vectors", 1e-3)
+
+
+def test_orthogonalise_is_newton_schulz():
+    a, b, c = ours.Muon.COEFFICIENTS
+    start = torch.randn(2, 12, 30, dtype=torch.float64)
+    x = start / start.norm(dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    close(ours.orthogonalise(start, 5, 1e-7), x, "iterate", 1e-9)
+
+
+def test_orthogonalise_nothing():
+    assert torch.equal(ours.orthogonalise(torch.zeros(1, 3, 4), 5, 1e-7), torch.zeros(1, 3, 4))
+
+
+@pytest.mark.parametrize("optimiser", [ours.SGD, ours.Adam, ours.Muon])
+def test_optimisers_learn_and_zero(optimiser):
+    torch.manual_seed(0)
+    conv, loss = ours.Conv2d(2, 2, 3, padding=1), ours.MSE()
+    steps, x = optimiser(conv.param(), 0.05), torch.randn(4, 2, 8, 8)
+    losses = []
+    for _ in range(60):
+        steps.zero_grad()
+        losses.append(loss(conv(x), x).item())
+        conv.backward(loss.backward())
+        steps.step()
+    assert losses[-1] < losses[0] / 3
+    steps.zero_grad()
+    assert all(not gradient.any() for _, gradient in conv.param())
+
+
+def test_clear_errors():
+    for wrong in ([], [torch.ones(1)], [(torch.ones(1),)]):
+        with pytest.raises(ValueError, match=r"module\.param"):
+            ours.SGD(wrong, 0.1)
+    good = ours.Conv2d(1, 1, 1).param()
+    with pytest.raises(ValueError, match="lr"):
+        ours.Adam(good, -1)
+    with pytest.raises(ValueError, match="nesterov"):
+        ours.SGD(good, 0.1, nesterov=True)
