@@ -340,7 +340,12 @@ a = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
 model = Model(); model.train(a, a, 1); model.predict(a)
 assert state() == before
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore:Failed to initialize NumPy", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
@@ -433,7 +438,12 @@ import sys; sys.path.insert(0, {str(folder)!r})
 from {name} import Model
 model = Model(); model.load_pretrained_model()
 """
-        result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        result = subprocess.run(
+            [sys.executable, "-W", "ignore:Failed to initialize NumPy", "-c", code],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
