@@ -120,6 +120,9 @@ class ResidualUNet(nn.Module):
         self.up = he_initialised(nn.ConvTranspose2d(2 * width, width, 2, stride=2))
         self.decode = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
         self.last = zero_initialised(convolution(width, channels))  # untrained, the network returns its input
+        with torch.no_grad():
+            for layer in (self.first, self.down, self.up):
+                layer.weight.div_(math.sqrt(6))  # as small as torch's own: Muon moves small weights sooner
 
     def forward(self, images):  # (B, C, H, W)
         x = self.encode(F.relu(self.first(4 * (images - 0.5)), inplace=True))  # (B, width, H, W)
