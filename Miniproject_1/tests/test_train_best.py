@@ -1,0 +1,44 @@
+"""The command that trains the shipped weights: it goes on, exactly, where it was stopped."""
+
+import pytest
+import torch
+
+from Miniproject_1.model import Model
+from Miniproject_1.others import data, train_best
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the command on procedural pictures; gives the weights it wrote, flattened."""
+    monkeypatch.setattr(train_best, "load_photos", lambda folder: [data.render_scene(1, side=64)])
+
+    def call(name, pairs=96):
+        path = tmp_path / name
+        sizes = ["--width", "8", "--blocks", "1", "--inner-blocks", "1"]
+        train_best.main([str(tmp_path), "--out", str(path), "--pairs", str(pairs), "--round", "32", *sizes])
+        model = Model()
+        model.load(path)
+        return model, torch.cat([p.detach().flatten() for p in model.network.parameters()])
+
+    return call
+
+
+def test_stopped_training_continues_exactly(run, monkeypatch):
+    _, straight = run("straight.pth")
+    with monkeypatch.context() as patch:
+
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr(train_best, "report", stop)  # after the first round's checkpoint
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped.pth")
+    model, continued = run("stopped.pth")
+    assert torch.equal(continued, straight)
+    assert model.pairs_seen == 96
+
+
+def test_finished_training_stays_as_it_is(run):
+    _, first = run("a.pth")
+    _, again = run("a.pth")
+    assert torch.equal(first, again)
