@@ -404,8 +404,11 @@ def joins_features(parameter):
 
 
 def has_native_bfloat16(device):
-    """Whether half the bits pay here: GPUs before Ampere only emulate bfloat16, and CPUs mostly do."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    """Whether half the bits pay here: on GPUs since Ampere and on CPUs that multiply bfloat16; others emulate it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 class Pairs:

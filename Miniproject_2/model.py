@@ -922,6 +922,17 @@ class Adam(Optimiser):
         self._square = [gradient.detach() * 0 for _, gradient in self.params]
         self._largest = [gradient.detach() * 0 for _, gradient in self.params] if amsgrad else None
 
+    def state(self):
+        """What the next step depends on beside parameters and gradients, for `load_state`."""
+        return {"steps": self._steps, "moments": self._moments()}
+
+    def load_state(self, state):
+        self._steps = state["steps"]
+        copy_all(self._moments(), state["moments"])
+
+    def _moments(self):
+        return self._mean + self._square + (self._largest or [])
+
     def step(self):
         self._steps += 1
         beta1, beta2 = self.betas
@@ -972,6 +983,18 @@ class Muon(Optimiser):
                 entry = (parameter, gradient, gradient.detach() * 0)
                 self._stacks.setdefault(parameter.detach().flatten(1).shape, []).append(entry)
 
+    def state(self):
+        """What the next step depends on beside parameters and gradients, for `load_state`."""
+        return {"velocities": self._velocities(), "vectors": self._vectors.state() if self._vectors else None}
+
+    def load_state(self, state):
+        copy_all(self._velocities(), state["velocities"])
+        if self._vectors:
+            self._vectors.load_state(state["vectors"])
+
+    def _velocities(self):
+        return [velocity for entries in self._stacks.values() for _, _, velocity in entries]
+
     def step(self):
         if self._vectors is not None:
             self._vectors.lr = self.lr * self.vector_lr
@@ -988,6 +1011,11 @@ class Muon(Optimiser):
                 parameter = parameter.detach()
                 parameter.mul_(1 - self.lr * self.weight_decay)
                 parameter.sub_(step.view(parameter.shape), alpha=self.lr * math.sqrt(max(1, rows / columns)))
+
+
+def copy_all(targets, sources):
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
 
 
 def orthogonalise(matrices, steps, eps):
@@ -1073,6 +1101,22 @@ class Trainer:
             average.lerp_(parameter.detach(), share)
         return loss
 
+    def state(self):
+        """What an exact continuation needs, for `load_state` of a trainer of the same network and recipe."""
+        weights = [parameter.detach() for parameter, _ in self.network.param()]
+        return {
+            "steps": self.steps,
+            "weights": weights,
+            "averages": self.averages,
+            "optimiser": self.optimiser.state(),
+        }
+
+    def load_state(self, state):
+        self.steps = state["steps"]
+        copy_all([parameter.detach() for parameter, _ in self.network.param()], state["weights"])
+        copy_all(self.averages, state["averages"])
+        self.optimiser.load_state(state["optimiser"])
+
     def swap(self):
         for average, (parameter, _) in zip(self.averages, self.network.param(), strict=True):
             kept = parameter.detach().clone()
@@ -1149,10 +1193,12 @@ class Batches:
     """Endless shuffled, augmented batches from pairs that stay as they are (uint8, on their device) until drawn.
 
     Images of more than `crop` pixels across are cut to random squares; each is drawn as often as squares fit its area.
+    `exchangeable` says that the noise of both images is alike, so that they may exchange pixels.
     """
 
-    def __init__(self, noisy_a, noisy_b, crop, generator):
+    def __init__(self, noisy_a, noisy_b, crop, generator, exchangeable=True):
         self.noisy_a, self.noisy_b, self.generator = noisy_a, noisy_b, generator
+        self.exchangeable = exchangeable
         n, _, h, w = noisy_a.shape
         self.size = (min(h, crop), min(w, crop))
         self.cut = self.size != (h, w)
@@ -1169,7 +1215,8 @@ class Batches:
             corners = [tuple(self.generator.randrange(limit) for limit in limits) for _ in range(count)]
         symmetry = self.generator.randrange(8)
         pairs = (take(noisy, index, corners, self.size).float() for noisy in (self.noisy_a, self.noisy_b))
-        return exchange(*(transform(noisy, symmetry) for noisy in pairs), self.generator)
+        pairs = [transform(noisy, symmetry) for noisy in pairs]
+        return exchange(*pairs, self.generator) if self.exchangeable else pairs
 
     def _next(self, count):
         """Numbers of the next `count` images. Every epoch is a new permutation; a batch may span two."""

@@ -115,19 +115,34 @@ def noisy_and_clean(picture, count, seed):
     return point_sample(picture, boxes, generator), cell_means(picture, boxes)
 
 
-def draw_pairs(pictures, pairs, seed):
+def noisy_and_others(picture, count, seed, draws=8):
+    """`count` pairs `(noisy, mean of others)`: squares of one picture are drawn `draws` times each (at least 2), and
+    every draw comes with the rounded mean of the other draws of its square.
+
+    To learn from the mean is to learn from all the pairs of the one draw with each of the others at once: the sum of
+    their squared errors differs from the squared error against the mean by what no prediction can change.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    boxes = random_boxes(math.ceil(count / draws), *picture.shape[1:], generator)
+    noisy = torch.stack([point_sample(picture, boxes, generator) for _ in range(draws)])  # (draws, N, C, S, S)
+    others = (noisy.sum(0, dtype=torch.int32) - noisy).float() / (draws - 1)
+    return noisy.flatten(0, 1)[:count], others.round().to(torch.uint8).flatten(0, 1)[:count]
+
+
+def draw_pairs(pictures, pairs, seed, draw=noisy_pairs):
     """Fresh training pairs from pictures in memory, in random order.
 
     Args:
         pictures: list of uint8 (C, H, W).
         pairs: number of pairs N.
         seed: another seed gives other squares and other noise.
+        draw: `noisy_pairs`, `noisy_and_others` or `noisy_and_clean`.
 
-    Returns noisy_a, noisy_b: uint8 (N, C, 32, 32).
+    Returns the two images of each pair: uint8 (N, C, 32, 32) twice.
     """
     jobs = _share(len(pictures), pairs, seed)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = list(pool.map(lambda job: noisy_pairs(pictures[job[0]], job[1], job[2]), jobs))
+        parts = list(pool.map(lambda job: draw(pictures[job[0]], job[1], job[2]), jobs))
     return _shuffled(parts, seed)
 
 

@@ -2,13 +2,16 @@
 
     python Miniproject_1/others/train_best.py PHOTOS --pairs 2000000 --validate val_data.pkl --out new.pth
 
-Only noisy pairs are ever drawn: no clean image takes part. The run stops at any time and goes on, exactly, from its
-checkpoint `new.pth.checkpoint` when the same command is given again. The learning rate rises and falls once over all
-the pairs asked for, so `--pairs` is chosen by the time there is. `new.pth` always holds the averaged weights so far.
+Only noisy pairs are ever drawn: no clean image takes part. With `--draws 8` every square is drawn eight times, and each
+draw is learnt from against the other seven at once, by their mean: seven pairs for the price of one, and so much less
+noise in the gradients. The run stops at any time and goes on, exactly, from its checkpoint `new.pth.checkpoint` when
+the same command is given again. The learning rate rises and falls once over all the pairs asked for, so `--pairs` is
+chosen by the time there is. `new.pth` always holds the averaged weights so far.
 """
 
 import argparse
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -18,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from Miniproject_1.model import Model, Pairs, Recipe, Training, rate
-from Miniproject_1.others.data import draw_pairs, load_photos, psnr
+from Miniproject_1.others.data import draw_pairs, load_photos, noisy_and_others, noisy_pairs, psnr
 
 
 def parse_arguments(arguments=None):
@@ -26,6 +29,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("photos", type=Path, help="folder of photographs to learn from")
     parser.add_argument("--out", type=Path, required=True, help="weights file to write")
     parser.add_argument("--pairs", type=int, required=True, help="noisy pairs to learn from, all in all")
+    parser.add_argument("--draws", type=int, default=8, help="of each square; 1: a new square for every pair")
     parser.add_argument("--round", type=int, default=20_000, help="pairs between two checkpoints")
     parser.add_argument("--validate", type=Path, help="a val_data.pkl to report the PSNR on after each round")
     parser.add_argument("--start", type=Path, help="weights to begin with; default: a fresh network")
@@ -40,7 +44,7 @@ def parse_arguments(arguments=None):
 
 def make_model(options):
     recipe = Recipe(options.batch, options.muon_rate, options.adam_rate, True, options.averaging)
-    recipe = dataclasses.replace(recipe, easy_first=options.easy_first)
+    recipe = dataclasses.replace(recipe, easy_first=options.easy_first, exchange=options.draws == 1)
     sizes = {name: getattr(options, name) for name in ("width", "blocks", "inner_blocks")}
     sizes = {name: size for name, size in sizes.items() if size is not None}
     model = Model(recipe=recipe, seed=options.seed, **sizes)
@@ -49,9 +53,15 @@ def make_model(options):
     return model
 
 
+def draw_round(photos, number, options):
+    """The fresh pairs of one round; each draw in turn is learnt from, against the mean of the square's others."""
+    draw = functools.partial(noisy_and_others, draws=options.draws) if options.draws > 1 else noisy_pairs
+    return draw_pairs(photos, options.round, 1000 * options.seed + number, draw)
+
+
 def train_round(model, training, photos, number, options):
     """Learns from one round of fresh pairs; returns the mean loss."""
-    pairs = Pairs(*draw_pairs(photos, options.round, seed=1000 * options.seed + number), model.device)
+    pairs = Pairs(*draw_round(photos, number, options), model.device)
     steps = options.pairs // options.batch
     losses = []
     for index in torch.randperm(len(pairs), generator=training.generator).split(options.batch):
@@ -99,7 +109,7 @@ def main(arguments=None):
     for number in range(first, -(-options.pairs // options.round)):
         began = time.monotonic()
         loss = train_round(model, training, photos, number, options)
-        model.pairs_seen = start + (number + 1) * options.round
+        model.pairs_seen = start + (number + 1) * options.round * max(1, options.draws - 1)
         write_averaged(model, training, options.out)
         save_checkpoint(checkpoint, {"training": training.state_dict(), "round": number + 1, "start": start})
         decibels = report(options.out, validation)

@@ -56,6 +56,15 @@ def test_the_two_draws_differ_and_are_unbiased():
     assert correlation.abs() < 0.01
 
 
+def test_each_draw_comes_with_the_mean_of_the_others():
+    a, b = data.noisy_and_others(picture(320, 320), 6, seed=0, draws=3)
+    a, b = a.view(3, 2, 3, 32, 32).float(), b.view(3, 2, 3, 32, 32).float()  # three draws of two squares
+    for one, two, three in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        assert torch.equal(b[one], ((a[two] + a[three]) / 2).round())
+    assert (a[0] - a[1]).abs().mean() > 50
+    assert len(data.noisy_and_others(picture(), 5, seed=0, draws=3)[0]) == 5
+
+
 @pytest.mark.parametrize("size", [(32, 32), (32, 90), (375, 500), (61, 40)])
 def test_random_boxes_stay_inside(size):
     boxes = data.random_boxes(500, *size, torch.Generator().manual_seed(0))

@@ -200,6 +200,18 @@ def test_newton_schulz_brings_singular_values_near_one():
         assert values.min() > 0.5 and values.max() < 1.3
 
 
+def test_bfloat16_learns_as_well(monkeypatch):
+    clean, errors = smooth_images(64), []
+    for native in (False, True):
+        monkeypatch.setattr(project, "has_native_bfloat16", lambda device, native=native: native)
+        model = Model(width=8)
+        model.train(*noisy_versions(clean), epochs=6)
+        assert {p.dtype for p in model.network.parameters()} == {torch.float32}
+        errors.append(squared_error(model.predict(noisy_versions(clean)[0]), clean))
+    assert errors[0] != errors[1]  # the rounding shows
+    assert errors[1] < 1.05 * errors[0]
+
+
 def test_muon_agrees_with_torch():
     """torch.optim.Muon iterates in bfloat16: the steps agree to its precision."""
     generator = torch.Generator().manual_seed(0)

@@ -35,7 +35,7 @@ def test_stopped_training_continues_exactly(run, monkeypatch):
             run("stopped.pth")
     model, continued = run("stopped.pth")
     assert torch.equal(continued, straight)
-    assert model.pairs_seen == 96
+    assert model.pairs_seen == 96 * 7  # each draw against the seven others of its square
 
 
 def test_finished_training_stays_as_it_is(run):

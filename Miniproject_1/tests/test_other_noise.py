@@ -1,0 +1,39 @@
+"""The table of other noises: its images are what their names say, and it prints a row for each."""
+
+import pytest
+import torch
+
+from Miniproject_1.model import Model
+from Miniproject_1.others import data, other_noise
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [data.render_scene(seed, side=160) for seed in range(2)]
+
+
+def test_cells_have_the_size_asked_for(pictures):
+    generator = torch.Generator().manual_seed(0)
+    boxes = other_noise.squares(pictures[0], 128, generator)
+    assert (boxes[:, 2] == 128).all() and (boxes[:, :2] >= 0).all() and (boxes[:, :2] <= 32).all()
+    assert len(boxes.unique(dim=0)) > 5
+    with pytest.raises(ValueError, match="192 pixels a side"):
+        other_noise.sampled(pictures, cell=6)
+
+
+def test_cells_of_one_pixel_and_many_samples_have_no_noise_left(pictures):
+    noisy, clean = other_noise.sampled(pictures, cell=1)
+    assert torch.equal(noisy, clean)
+    decibels = [data.psnr(*other_noise.sampled(pictures, samples=count)) for count in (1, 4, 16)]
+    assert 5 < decibels[1] - decibels[0] < 7 and 5 < decibels[2] - decibels[1] < 7  # 6.02 in the mean error
+
+
+def test_the_command_prints_a_row_for_each_noise(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(other_noise, "load_photos", lambda folder: pictures)
+    Model(width=8).save(tmp_path / "fresh.pth")  # returns its input
+    other_noise.main(["x", "--weights", str(tmp_path / "fresh.pth")])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0].split(",")[0].strip() for row in rows] == [
+        "one sample a pixel", "one sample a pixel", "2 samples a pixel", "4 samples a pixel", *data.NOISE_LEVELS
+    ]  # fmt: skip
+    assert all(int(row[1]) == 20 and row[2].strip() == row[3].strip() for row in rows)

@@ -1,0 +1,43 @@
+"""The command that trains the shipped weights: it goes on, exactly, where it was stopped."""
+
+import pytest
+import torch
+
+from Miniproject_1.others import data
+from Miniproject_2.model import Model
+from Miniproject_2.others import train_best
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the command on a procedural picture; gives the model it wrote and its weights, flattened."""
+    monkeypatch.setattr(train_best, "load_photos", lambda folder: [data.render_scene(1, side=64)])
+    validation = tmp_path / "val_data.pkl"
+    torch.save(data.noisy_and_clean(data.render_scene(2, side=64), 2, seed=0), validation)
+
+    def call(name, draws):
+        path = tmp_path / name
+        sizes = ["--pairs", "96", "--round", "32", "--batch", "16", "--draws", str(draws)]
+        train_best.main([str(tmp_path), "--out", str(path), "--validate", str(validation), *sizes])
+        model = Model()
+        model.load(path)
+        return model, torch.cat([parameter.flatten() for parameter, _ in model.network.param()])
+
+    return call
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_stopped_training_continues_exactly(run, monkeypatch, draws):
+    _, straight = run("straight.pth", draws)
+    with monkeypatch.context() as patch:
+
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr(train_best, "psnr", stop)  # after the first round's checkpoint
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped.pth", draws)
+    model, continued = run("stopped.pth", draws)
+    assert torch.equal(continued, straight)
+    assert model.pairs_seen == 96 * max(1, draws - 1)
+    assert not torch.equal(continued, torch.cat([p.flatten() for p, _ in Model().network.param()]))
