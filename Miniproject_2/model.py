@@ -24,6 +24,7 @@ kellerjordan.github.io/posts/muon); Adam (Kingma & Ba 2015, arXiv:1412.6980); de
 torch.nn (He et al. 2015, arXiv:1502.01852, a = sqrt 5).
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -335,11 +336,12 @@ class OrderedSums(FastSums):
     """oneDNN's direct convolutions, which torch uses for everything else on a CPU in float32.
 
     They add one product after the other, rounding once each (fused multiply-add), in an order of their own: blocks of
-    eight channels, then taps, then channels, starting from Conv2d's bias. A matrix product does the same if the terms
-    lie in that order, the bias is a term, the sum is short enough for the library not to split it, and the matrices
-    have at least `SMALLEST` rows and columns. A longer sum is continued by a product whose first terms are the sum so
-    far. others/rounding.py measures how far this holds; it does not for groups of less than eight channels (but for
-    depthwise), stride with dilation towards the image, and kernels of one pixel in a single thread.
+    `BLOCK` channels, then taps, then channels. With AVX2 the sum of Conv2d runs through all blocks and starts from the
+    bias; `WideOrderedSums` has what AVX-512 changes. A matrix product does the same if the terms lie in that order, the
+    bias is a term, the sum is short enough for the library not to split it, and the matrices have at least `SMALLEST`
+    rows and columns. A longer sum is continued by a product whose first terms are the sum so far. others/rounding.py
+    measures how far this holds; it does not for groups of less than eight channels (but for depthwise), stride with
+    dilation towards the image, and kernels of one pixel in a single thread.
     """
 
     LONGEST = 192  # terms; the depth to which MKL's AVX2 kernel runs in one go
@@ -347,27 +349,32 @@ class OrderedSums(FastSums):
     STRIP = 64  # outputs that continue a long sum together, each for a term; a multiple of SMALLEST
     BLOCK = 8  # channels
 
-    @staticmethod
-    def correlate(image, weight, bias, window, positions):
+    @classmethod
+    def correlate(cls, image, weight, bias, window, positions):
         (oh, ow), (kh, kw), groups = positions, window.kernel, window.groups
         (sh, sw), (dh, dw) = window.stride, window.dilation
         padded = pad_channels_last(image, window.padding).unflatten(3, (groups, -1))
         weight = weight.unflatten(0, (groups, -1))  # (G, R / G, C / G, KH, KW)
         windows, taps = [], []
-        if bias is not None:
-            windows.append(image.new_ones(image.shape[0], oh, ow, groups, 1))
-            taps.append(bias.view(groups, -1, 1))
-        for block in OrderedSums.blocks(weight.shape[2]):
+        for block in cls.blocks(weight.shape[2]):
             for i in range(kh):
                 for j in range(kw):
                     rows = slice(i * dh, i * dh + (oh - 1) * sh + 1, sh)
                     columns = slice(j * dw, j * dw + (ow - 1) * sw + 1, sw)
                     windows.append(padded[:, rows, columns, :, block])
                     taps.append(weight[:, :, block, i, j])
-        return OrderedSums.product(windows, taps).permute(0, 3, 1, 2)
+        return cls.with_bias(windows, taps, bias, kh * kw).permute(0, 3, 1, 2)
 
-    @staticmethod
-    def spread(maps, weight, window, shape):
+    @classmethod
+    def with_bias(cls, windows, taps, bias, positions):
+        """The product of windows and taps, `positions` of them a block of channels, plus the bias."""
+        if bias is not None:
+            one, groups = windows[0][..., :1], windows[0].shape[3]
+            windows, taps = [one.new_ones(one.shape), *windows], [bias.view(groups, -1, 1), *taps]
+        return cls.product(windows, taps)
+
+    @classmethod
+    def spread(cls, maps, weight, window, shape):
         """Each of the SH * SW places of a cell is a dense sum over channels and the taps that reach it."""
         (kh, kw), (sh, sw), (dh, dw), groups = window.kernel, window.stride, window.dilation, window.groups
         weight = weight.unflatten(0, (groups, -1)).transpose(1, 2)  # (G, C / G, R / G, KH, KW)
@@ -381,38 +388,42 @@ class OrderedSums(FastSums):
             rows = [i for i in range(kh) if i * dh % sh == y]
             for x in range(sw):
                 columns = [j for j in range(kw) if j * dw % sw == x]
-                for terms in OrderedSums.partial_sums(rows, columns, weight.shape[2], window, shape[3]):
+                for terms in cls.partial_sums(rows, columns, weight.shape[2], window, shape[3]):
                     windows, taps = [], []
                     for block, i, j in terms:
                         top, start = above - i * dh // sh, left - j * dw // sw
                         windows.append(padded[:, top : top + down, start : start + across, :, block])
                         taps.append(weight[:, :, block, i, j])
-                    part = OrderedSums.product(windows, taps)
+                    part = cls.product(windows, taps)
                     cells[:, :, y, :, x].add_(part.unflatten(3, (groups, -1)))
         return crop_cells(cells, window, shape)
 
-    @staticmethod
-    def partial_sums(rows, columns, channels, window, width):
+    @classmethod
+    def partial_sums(cls, rows, columns, channels, window, width):
         """The (channels, row, column) terms at one place of a cell, in runs that oneDNN sums separately.
 
-        At stride 1 a run has two or four blocks of channels; otherwise it has one column of taps if the
+        At stride 1 a run has `blocks_of_a_run` blocks of channels; otherwise it has one column of taps if the
         stride divides the width of the image, and all taps if not.
         """
         if not rows or not columns:
             return []
         if window.stride == (1, 1):
-            blocks = OrderedSums.blocks(channels)
-            run = 4 if width < 15 else 2
+            blocks, run = cls.blocks(channels), cls.blocks_of_a_run(width)
             runs = [blocks[first : first + run] for first in range(0, len(blocks), run)]
             return [[(block, i, j) for block in blocks for i in rows for j in columns] for blocks in runs]
         if width % window.stride[1] == 0:
             return [[(slice(None), i, j) for i in rows] for j in columns]
         return [[(slice(None), i, j) for i in rows for j in columns]]
 
-    @staticmethod
-    def blocks(channels):
+    @classmethod
+    def blocks(cls, channels):
         """Slices of `BLOCK` channels."""
-        return [slice(first, first + OrderedSums.BLOCK) for first in range(0, channels, OrderedSums.BLOCK)]
+        return [slice(first, first + cls.BLOCK) for first in range(0, channels, cls.BLOCK)]
+
+    @staticmethod
+    def blocks_of_a_run(width):
+        """How many blocks of channels are summed in one go at stride 1, for an image so wide."""
+        return 4 if width < 15 else 2
 
     @staticmethod
     def weight_gradient(image, maps, window):
@@ -464,6 +475,39 @@ class OrderedSums(FastSums):
         return rows
 
 
+class WideOrderedSums(OrderedSums):
+    """The same with AVX-512: each block of channels is a sum of its own, and the bias is added to the first.
+
+    Kernels of one pixel and depthwise ones run through all their terms from the bias, as with AVX2.
+    """
+
+    BLOCK = 16
+
+    @classmethod
+    def with_bias(cls, windows, taps, bias, positions):
+        depthwise = windows[0].shape[3] > 1 and windows[0].shape[4] == 1
+        if positions == 1 or depthwise:
+            return super().with_bias(windows, taps, bias, positions)
+        total = cls.product(windows[:positions], taps[:positions])
+        if bias is not None:
+            total.add_(bias)
+        for first in range(positions, len(taps), positions):
+            total.add_(cls.product(windows[first : first + positions], taps[first : first + positions]))
+        return total
+
+    @staticmethod
+    def blocks_of_a_run(width):
+        return 1
+
+
+@functools.cache
+def has_avx512():
+    """Whether oneDNN takes its AVX-512 code on this processor. Only Linux has the file that tells; else AVX2 it is."""
+    processor = Path("/proc/cpuinfo")
+    flags = processor.read_text().split() if processor.exists() else []
+    return {"avx512f", "avx512bw", "avx512dq", "avx512vl"}.issubset(flags)
+
+
 def choose_sums(x, weight, groups):
     """The class of sums that rounds like torch does for a layer with the input `x`.
 
@@ -474,7 +518,9 @@ def choose_sums(x, weight, groups):
         return FastSums
     kh, kw = weight.shape[2:]
     to_onednn = groups > 1 or (kh > 3 and kw > 3) or x.shape[0] > 1 or x.numel() > 20480
-    return OrderedSums if to_onednn else ColumnSums
+    if not to_onednn:
+        return ColumnSums
+    return WideOrderedSums if has_avx512() else OrderedSums
 
 
 # ----------------------------------------------------------------------------------------------------- blocks

@@ -1,7 +1,11 @@
 """Conv2d and TransposeConv2d against torch: a grid, all options, hand-computed cases, rounding, errors."""
 
 import itertools
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -181,6 +185,20 @@ def test_rounds_like_torch_with_many_channels():
         torch.manual_seed(seed)
         conv, x = ours.Conv2d(inputs, outputs, 3, padding=1), torch.randn(2, inputs, 16, 16)
         assert torch.allclose(conv(x), conv2d(x, conv.weight, conv.bias, padding=1))
+
+
+@pytest.mark.skipif(not ours.has_avx512(), reason="without AVX-512 the tests above are about AVX2")
+def test_rounds_like_torch_where_there_is_only_avx2():
+    """The tests above once more, in a process whose oneDNN is told to do without AVX-512."""
+    code = (
+        "import sys, pytest; from Miniproject_2 import model; model.has_avx512 = lambda: False;"
+        f"sys.exit(pytest.main(['-q', '-k', 'round and not only_avx2', {__file__!r}]))"
+    )
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "21 passed" in done.stdout
 
 
 def test_default_initialisation_is_torchs():
