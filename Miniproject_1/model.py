@@ -68,7 +68,89 @@ SETTLED_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pair
 CHUNK = 2**18  # pixels predicted at once, and by that the memory that prediction needs
 TILE, OVERLAP = 512, 64  # pixels a side: larger images are predicted in tiles, blended where they overlap
 MARGIN = 24  # pixels at a tile's edge that do not count, since they lack neighbours (our network looks 17 far)
-ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages eight passes up to this height and width
+ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
+
+
+# ---------------------------------------------------------------------------------------------- symmetries
+
+
+SYMMETRIES = [(transpose, axes) for transpose in (False, True) for axes in ((), (2,), (3,), (2, 3))]
+ENSEMBLES = {  # the views to average, by whether the network is equivariant: transpose, flipped axes, negative
+    False: [(*symmetry, False) for symmetry in SYMMETRIES],
+    True: [(False, axes, negative) for axes in ((), (1,)) for negative in (False, True)],
+}
+
+
+def transformed(images, transpose, axes):
+    """One of the eight symmetries of (B, C, H, W); W x H if it transposes."""
+    return (images.transpose(2, 3) if transpose else images).flip(axes)
+
+
+def restored(images, transpose, axes):
+    """The inverse of `transformed`."""
+    images = images.flip(axes)
+    return images.transpose(2, 3) if transpose else images
+
+
+def orbits(shape, outputs, inputs):
+    """Which entries of a convolution weight the eight symmetries turn into each other: int64 (8, entries / 8).
+
+    Of features that come in eights, the symmetry h takes number g of each eight to number h g. A weight (O, I, K, K)
+    then belongs to a network that turns its output with its input if it stays the same when h turns its kernels and
+    takes its outputs and inputs along (T. Cohen, M. Welling, "Group Equivariant Convolutional Networks", ICML 2016,
+    section 6).
+
+    Args:
+        outputs, inputs: 8 for features that come in eights, 1 for the channels of images, which stay where they are.
+    """
+    numbers = torch.arange(math.prod(shape)).view(shape)
+    moved = torch.stack(
+        [
+            transformed(permuted(permuted(numbers, 0, outputs, order), 1, inputs, order), *symmetry).flatten()
+            for order, symmetry in zip(symmetry_orders(), SYMMETRIES, strict=True)
+        ]
+    )
+    return moved[:, moved.amin(0) == numbers.flatten()]
+
+
+def permuted(weight, axis, group, order):
+    """Brings each `group` of neighbours along an axis into the given order; a group of 1 has none."""
+    if group == 1:
+        return weight
+    return weight.unflatten(axis, (-1, group)).index_select(axis + 1, order).flatten(axis, axis + 1)
+
+
+@functools.cache
+def symmetry_orders():
+    """For each symmetry h the numbers of h^-1 g, g = 0 .. 7: what comes to place g when h moves h^-1 g to g."""
+    turned = [transformed(torch.arange(9).view(1, 1, 3, 3), *symmetry) for symmetry in SYMMETRIES]
+    names = [square.flatten().tolist() for square in turned]
+    products = [[names.index(transformed(square, *h).flatten().tolist()) for square in turned] for h in SYMMETRIES]
+    return [torch.tensor(row).argsort() for row in products]
+
+
+def symmetrised(values, orbits):
+    """Replaces every entry by the mean of its orbit."""
+    flat = values.flatten()
+    return flat.index_put((orbits,), flat[orbits].mean(0)).view(values.shape)
+
+
+def keep_equivariant(layer, outputs, inputs):
+    """Makes the weight and the bias of a convolution equivariant; symmetrised gradients keep them so."""
+    layer.register_buffer("weight_orbits", orbits(layer.weight.shape, outputs, inputs), persistent=False)
+    layer.register_buffer("bias_orbits", torch.arange(len(layer.bias)).view(-1, outputs).T, persistent=False)
+    with torch.no_grad():  # a mean of eight has an eighth of the variance
+        layer.weight.copy_(symmetrised(layer.weight, layer.weight_orbits) * math.sqrt(8))
+    layer.weight.register_hook(lambda gradient: symmetrised(gradient, layer.weight_orbits))
+    layer.bias.register_hook(lambda gradient: symmetrised(gradient, layer.bias_orbits))
+
+
+def make_equivariant(network):
+    """Makes a network equivariant whose `first` layer takes images and whose `last` gives them, all else in eights."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            keep_equivariant(layer, 1 if layer is network.last else 8, 1 if layer is network.first else 8)
+    network.equivariant = True
 
 
 # ---------------------------------------------------------------------------------------------- networks
@@ -109,12 +191,17 @@ class ResidualUNet(nn.Module):
 
     Point-sampling noise is independent from pixel to pixel, so most of the work is done at full resolution. Features
     are as large as the image's own values times 4: weights of common size then act on inputs of common size.
+
+    Equivariant, the network turns its output with its input, for all eight symmetries of the square: an eighth of the
+    free weights learns from fewer pairs, and one pass gives what the average over the eight would.
     """
 
     multiple = 2  # H and W must be multiples of this
 
-    def __init__(self, channels=3, width=24, blocks=1, inner_blocks=1):
+    def __init__(self, channels=3, width=48, blocks=1, inner_blocks=1, equivariant=True):
         super().__init__()
+        if equivariant and width % 8:
+            raise ValueError(f"width must be a multiple of 8, one feature for each symmetry; got {width}")
         self.first = convolution(channels, width)
         self.encode = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
         self.down = convolution(width, 2 * width, kernel=2, stride=2)
@@ -125,6 +212,9 @@ class ResidualUNet(nn.Module):
         with torch.no_grad():
             for layer in (self.first, self.down, self.up):
                 layer.weight.div_(math.sqrt(6))  # as small as torch's own: Muon moves small weights sooner
+        self.equivariant = False
+        if equivariant:
+            make_equivariant(self)
 
     def forward(self, images):  # (B, C, H, W)
         x = self.encode(F.relu(self.first(4 * (images - 0.5)), inplace=True))  # (B, width, H, W)
@@ -144,7 +234,7 @@ class DoubleConvolution(nn.Sequential):
 class UNet(nn.Module):
     """The report's U-Net: double convolutions, average pooling, transposed convolutions, concatenated skips."""
 
-    multiple = 4
+    multiple, equivariant = 4, False
 
     def __init__(self, channels=3, width=32):
         super().__init__()
@@ -169,7 +259,7 @@ class Noise2NoiseNet(nn.Module):
     """The report's second network, after figure 4 of the Noise2Noise paper's appendix: one convolution a level down
     to 1/32, nearest upsampling, concatenated skips, the last of them the noisy image itself."""
 
-    multiple = 32
+    multiple, equivariant = 32, False
 
     def __init__(self, channels=3, width=48, slope=0.1):
         super().__init__()
@@ -261,20 +351,6 @@ def rate(step, steps):
 
 
 # ---------------------------------------------------------------------------------------------- training
-
-
-SYMMETRIES = [(transpose, axes) for transpose in (False, True) for axes in ((), (2,), (3,), (2, 3))]
-
-
-def transformed(images, transpose, axes):
-    """One of the eight symmetries of (B, C, H, W); W x H if it transposes."""
-    return (images.transpose(2, 3) if transpose else images).flip(axes)
-
-
-def restored(images, transpose, axes):
-    """The inverse of `transformed`."""
-    images = images.flip(axes)
-    return images.transpose(2, 3) if transpose else images
 
 
 def flip_and_transpose(noisy_a, noisy_b, generator, transposed=True):
@@ -653,8 +729,9 @@ class Model:
         Args:
             images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Larger than 512
                 pixels a side, they go through the network in overlapping tiles: the memory needed is bounded.
-            ensemble: True averages the predictions of the eight flips and rotations of each image, which is better by
-                0.05 to 0.1 dB and eight times slower; False predicts once; None averages images up to 64 x 64.
+            ensemble: True averages the predictions of several views of each image: its eight flips and rotations, or,
+                since an equivariant network (ours) turns with them anyway, the image and its negative, each with its
+                channels in both orders. False predicts once; None averages images up to 64 x 64.
 
         Returns float32 (N, C, H, W) in [0, 255], not rounded, on the device of `images`.
         Raises TypeError or ValueError for anything else, RuntimeError where a GPU's memory is too small.
@@ -680,10 +757,12 @@ class Model:
         return (result * 255).clamp(0, 255)
 
     def _denoise(self, images, ensemble):
-        """(B, C, H, W) in [0, 1] through the network, once or as the mean over the eight symmetries."""
-        symmetries = SYMMETRIES if ensemble else SYMMETRIES[:1]
+        """(B, C, H, W) in [0, 1] through the network, once or as the mean over several views."""
+        views = ENSEMBLES[self.network.equivariant] if ensemble else [(False, (), False)]
         total = torch.zeros_like(images)
-        for symmetry in symmetries:
-            noisy = transformed(images, *symmetry).contiguous(memory_format=torch.channels_last)
-            total += restored(forward_any_size(self.network, noisy), *symmetry)
-        return total / len(symmetries)
+        for transpose, axes, negative in views:
+            noisy = transformed(1 - images if negative else images, transpose, axes)
+            clean = forward_any_size(self.network, noisy.contiguous(memory_format=torch.channels_last))
+            clean = restored(clean, transpose, axes)
+            total += 1 - clean if negative else clean
+        return total / len(views)

@@ -56,6 +56,11 @@ class Architecture:
     up_kernel: int = 4  # transposed: even, >= 2; nearest: odd
     upsampling: str = "transposed"  # or "nearest": NearestUpsampling(2) followed by Conv2d
 
+    @property
+    def equivariant(self):
+        """Whether weights exist that turn the output with the input: features in eights, windows that fit evenly."""
+        return self.width % 8 == self.deep_width % 8 == self.kernel % 2 == 0
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -1060,6 +1065,7 @@ class Muon(Optimiser):
 
 
 def copy_all(targets, sources):
+    """Write each source into its target."""
     for target, source in zip(targets, sources, strict=True):
         target.copy_(source)
 
@@ -1113,7 +1119,48 @@ def build_network(architecture, generator):
     )
     for block in network.leaves():
         block.torch_rounding = False
+    if a.equivariant:
+        for (parameter, _), orbits in zip(network.param(), parameter_orbits(network), strict=True):
+            parameter.copy_(symmetrised(parameter, orbits) * math.sqrt(len(orbits)))  # a mean varies less
     return network
+
+
+def parameter_orbits(network):
+    """For each parameter of an equivariant network the numbers of its entries, one column an orbit.
+
+    The eight symmetries of the square turn the kernels of a weight and exchange its features, which come in eights, one
+    for each symmetry: h takes the feature g to h g. They turn the entries of an orbit into each other, and a network of
+    weights that are constant on each orbit turns its output with its input (T. Cohen & M. Welling, "Group Equivariant
+    Convolutional Networks", ICML 2016, section 6). The colours of images stay where they are.
+    """
+    convolutions = [block for block in network.leaves() if isinstance(block, Convolution)]
+    result = []
+    for block in convolutions:
+        inputs, outputs = 1 if block is convolutions[0] else 8, 1 if block is convolutions[-1] else 8
+        groups = (outputs, inputs) if isinstance(block, Conv2d) else (inputs, outputs)
+        numbers = arange(block.weight.numel()).view(block.weight.shape)
+        moved = cat([turned_weight(numbers, h, groups).reshape(1, -1) for h in range(8)])
+        result.append(moved[:, moved.amin(0) == numbers.flatten()])
+        result.append(arange(block.bias.numel()).view(-1, outputs).t())
+    return result
+
+
+def turned_weight(weight, symmetry, groups):
+    """What a symmetry makes of a weight whose first two axes hold groups of 8 features, or of 1 colour."""
+    image = arange(9).view(1, 1, 3, 3)
+    turned = [transform(image, g) for g in range(8)]
+    place = [next(k for k in range(8) if turned[k].equal(transform(image, symmetry))) for image in turned]
+    for axis, group in enumerate(groups):
+        if group > 1:
+            order = arange(8).new_tensor(place).argsort()  # the feature that comes to each place
+            weight = weight.unflatten(axis, (-1, 8)).index_select(axis + 1, order).flatten(axis, axis + 1)
+    return transform(weight, symmetry)
+
+
+def symmetrised(values, orbits):
+    """Every entry replaced by the mean of its orbit."""
+    flat = values.detach().flatten()
+    return flat.index_put((orbits,), flat[orbits].mean(0)).view(values.shape)
 
 
 def schedule(step, steps, warm_up):
@@ -1125,11 +1172,13 @@ def schedule(step, steps, warm_up):
 class Trainer:
     """One optimiser, and the moving average of the weights that it leaves behind.
 
-    `step` learns from one batch. `swap` exchanges the weights with their average, in place; twice is nothing.
+    `equivariant` keeps an equivariant network so, by gradients that are constant on each orbit. `step` learns from one
+    batch. `swap` exchanges the weights with their average, in place; twice is nothing.
     """
 
-    def __init__(self, network, recipe, average_over):
+    def __init__(self, network, recipe, average_over, equivariant=False):
         self.network, self.loss = network, MSE()
+        self.orbits = parameter_orbits(network) if equivariant else []
         self.optimiser = Muon(network.param(), momentum=recipe.momentum)
         self.averages = [parameter.detach().clone() for parameter, _ in network.param()]
         self.average_over, self.steps = average_over, 0
@@ -1139,6 +1188,8 @@ class Trainer:
         self.optimiser.zero_grad()
         loss = self.loss(self.network(source), target)
         self.network.backward(self.loss.backward())
+        for (_, gradient), orbits in zip(self.network.param(), self.orbits, strict=False):
+            gradient.copy_(symmetrised(gradient, orbits.to(gradient.device)))
         self.optimiser.lr = rate
         self.optimiser.step()
         self.steps += 1
@@ -1330,7 +1381,9 @@ class Model:
         steps = -(-draws // batch)
         seen = self.pairs_seen / self.recipe.reference_pairs
         peak = self.recipe.learning_rate / math.sqrt(1 + seen)
-        trainer = Trainer(self.network, self.recipe, max(1, steps * self.recipe.average_share))
+        trainer = Trainer(
+            self.network, self.recipe, max(1, steps * self.recipe.average_share), self.architecture.equivariant
+        )
         try:
             for step in range(steps):
                 source, target = batches.draw(batch)

@@ -30,7 +30,15 @@ import torch.nn.functional as F
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from Miniproject_1.model import Model, Recipe, ResidualUNet, convolution, he_initialised, zero_initialised
+from Miniproject_1.model import (
+    Model,
+    Recipe,
+    ResidualUNet,
+    convolution,
+    he_initialised,
+    make_equivariant,
+    zero_initialised,
+)
 from Miniproject_1.others.data import (
     draw_pairs,
     load_photos,
@@ -69,11 +77,11 @@ class ChannelAttention(Activated):
 
     def __init__(self, width, activation):
         super().__init__(width, activation)
-        self.gate = nn.Linear(width, width)
+        self.gate = convolution(width, width, kernel=1)
 
     def forward(self, x):
         y = self.second(self.activation(self.first(x)))
-        return x + y * 2 * self.gate(y.mean(dim=(2, 3))).sigmoid()[:, :, None, None]
+        return x + y * 2 * self.gate(y.mean(dim=(2, 3), keepdim=True)).sigmoid()
 
 
 class Gated(nn.Module):
@@ -91,7 +99,11 @@ class Gated(nn.Module):
 
 
 class Depthwise(nn.Module):
-    """NAFNet's block: layer norm, 1 x 1, depthwise 3 x 3, gate, 1 x 1; then layer norm, 1 x 1, gate, 1 x 1."""
+    """NAFNet's block: layer norm, 1 x 1, depthwise 3 x 3, gate, 1 x 1; then layer norm, 1 x 1, gate, 1 x 1.
+
+    Eights of features in the depthwise convolution would need kernels that are turned into each other: it is not
+    equivariant, and the variant is compared with ours without equivariance.
+    """
 
     def __init__(self, width):
         super().__init__()
@@ -110,12 +122,17 @@ class Depthwise(nn.Module):
 # ---------------------------------------------------------------------------------------------- networks
 
 
-def with_blocks(block, **sizes):
+def with_blocks(block, equivariant=True, **sizes):
     """Our network with every residual block replaced by `block(width)`."""
-    network = ResidualUNet(**sizes)
+    network = ResidualUNet(equivariant=False, **sizes)
     for stage in (network.encode, network.inner, network.decode):
         for index, old in enumerate(stage):
             stage[index] = block(old.first.in_channels)
+    return made_equivariant(network) if equivariant else network
+
+
+def made_equivariant(network):
+    make_equivariant(network)
     return network
 
 
@@ -137,6 +154,7 @@ class Flat(nn.Module):
         super().__init__()
         self.first, self.last = convolution(3, width), zero_initialised(convolution(width, 3))
         self.blocks = nn.Sequential(*(Activated(width, nn.ReLU(inplace=True)) for _ in range(blocks)))
+        make_equivariant(self)
 
     def forward(self, images):
         return images + self.last(F.relu(self.blocks(F.relu(self.first(4 * (images - 0.5))))))
@@ -152,6 +170,7 @@ class Levels(nn.Module):
         self.level = Level(width, blocks)
         with torch.no_grad():
             self.first.weight.div_(6**0.5)
+        make_equivariant(self)
 
     def forward(self, images):
         return images + self.last(F.relu(self.level(F.relu(self.first(4 * (images - 0.5))))))
@@ -204,25 +223,23 @@ def averaged(draws):
 
 VARIANTS = {
     "ours": Variant(),
-    "width 16": Variant(sizes={"width": 16}),
+    "width 24": Variant(sizes={"width": 24}),
     "width 32": Variant(sizes={"width": 32}),
-    "width 40": Variant(sizes={"width": 40}),
-    "width 48": Variant(sizes={"width": 48}),
+    "width 64": Variant(sizes={"width": 64}),
+    "not equivariant": Variant(sizes={"equivariant": False}),
+    "not equivariant, width 24": Variant(sizes={"equivariant": False, "width": 24}),
     "2 blocks a stage": Variant(sizes={"blocks": 2}),
     "2 inner blocks": Variant(sizes={"inner_blocks": 2}),
-    "4 inner blocks": Variant(sizes={"inner_blocks": 4}),
-    "width 32, 2 blocks, 2 inner": Variant(sizes={"width": 32, "blocks": 2, "inner_blocks": 2}),
-    "flat, width 32, 4 blocks": Variant(network=lambda: Flat(32, 4)),
-    "three levels": Variant(network=lambda: Levels(24, (1, 1, 1))),
-    "three levels, width 32": Variant(network=lambda: Levels(32, (1, 1, 1))),
-    "three levels, width 32, 2 blocks": Variant(network=lambda: Levels(32, (2, 1, 1))),
+    "2 blocks a stage, 2 inner": Variant(sizes={"blocks": 2, "inner_blocks": 2}),
+    "flat, 4 blocks": Variant(network=lambda: Flat(48, 4)),
+    "three levels": Variant(network=lambda: Levels(48, (1, 1, 1))),
     "leaky ReLU": Variant(network=lambda: with_blocks(lambda w: Activated(w, nn.LeakyReLU(0.1)))),
     "GELU": Variant(network=lambda: with_blocks(lambda w: Activated(w, nn.GELU()))),
     "SiLU": Variant(network=lambda: with_blocks(lambda w: Activated(w, nn.SiLU()))),
     "pre-activation": Variant(network=lambda: with_blocks(lambda w: PreActivated(w, None))),
     "gate": Variant(network=lambda: with_blocks(Gated)),
     "channel attention": Variant(network=lambda: with_blocks(lambda w: ChannelAttention(w, nn.ReLU()))),
-    "depthwise, layer norm": Variant(network=lambda: with_blocks(Depthwise)),
+    "depthwise, layer norm, not equivariant": Variant(network=lambda: with_blocks(Depthwise, False)),
     "inputs x1": Variant(network=lambda: Scaled(1)),
     "inputs x2": Variant(network=lambda: Scaled(2)),
     "inputs x8": Variant(network=lambda: Scaled(8)),
@@ -241,7 +258,6 @@ VARIANTS = {
     "no averaging": Variant({"averaging": 0.0}),
     "averaging 0.98": Variant({"averaging": 0.98}),
     "averaging 0.999": Variant({"averaging": 0.999}),
-    "no transposition": Variant({"transposed": False}),
     "no exchange": Variant({"exchange": False}),
     "images weighted alike": Variant({"easy_first": 0.0}),
     "easy first 0.0005": Variant({"easy_first": 0.0005}),

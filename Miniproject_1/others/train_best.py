@@ -43,8 +43,14 @@ def parse_arguments(arguments=None):
 
 
 def make_model(options):
-    recipe = Recipe(options.batch, options.muon_rate, options.adam_rate, True, options.averaging)
-    recipe = dataclasses.replace(recipe, easy_first=options.easy_first, exchange=options.draws == 1)
+    recipe = Recipe(
+        batch=options.batch,
+        muon_rate=options.muon_rate,
+        adam_rate=options.adam_rate,
+        averaging=options.averaging,
+        easy_first=options.easy_first,
+        exchange=options.draws == 1,  # means are not exchangeable with single draws
+    )
     sizes = {name: getattr(options, name) for name in ("width", "blocks", "inner_blocks")}
     sizes = {name: size for name, size in sizes.items() if size is not None}
     model = Model(recipe=recipe, seed=options.seed, **sizes)

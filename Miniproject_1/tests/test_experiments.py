@@ -46,18 +46,18 @@ def test_results_are_appended_and_not_repeated(photos, tmp_path, monkeypatch, ca
         str(out),
         "--only",
         "ours",
-        "width 16",
+        "width 24",
     ]
     experiments.main([*command, "--pairs", "8", "12"])
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["variant"], row["pairs"]) for row in rows] == [
-        ("ours", 8), ("width 16", 8), ("ours", 12), ("width 16", 12)
+        ("ours", 8), ("width 24", 8), ("ours", 12), ("width 24", 12)
     ]  # fmt: skip
     experiments.main([*command, "--pairs", "8", "--seeds", "0", "1"])
     assert [json.loads(line)["seed"] for line in out.read_text().splitlines()] == [0, 0, 0, 0, 1, 1]
     capsys.readouterr()
     experiments.main(["table", str(out)])
-    assert capsys.readouterr().out.count("width 16") == 2
+    assert capsys.readouterr().out.count("width 24") == 2
 
 
 def test_table_averages_the_seeds_and_puts_the_best_first():

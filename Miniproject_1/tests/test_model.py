@@ -94,7 +94,7 @@ def test_tiles_change_nothing(trained, monkeypatch):
 
 def test_largest_network_of_ours_sees_no_farther_than_the_margin():
     """A pixel's influence ends within MARGIN: an all-ones network of the shipped depth spreads a single dot."""
-    network = Model(width=8, blocks=2, inner_blocks=1).network
+    network = Model(width=8, blocks=2, inner_blocks=2).network
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(0.01 if parameter.ndim == 4 else 0)
@@ -127,12 +127,53 @@ def test_tiles_cover_everything_and_overlap(size):
     torch.testing.assert_close(total, torch.ones(size))
 
 
-def test_ensemble_commutes_with_the_symmetries(trained):
+def largest_turn(model, images, ensemble):
+    """How much the prediction changes, at most, if the images are turned before and back after it."""
+    straight = model.predict(images, ensemble)
+    turns = [(project.transformed(images, *symmetry), symmetry) for symmetry in project.SYMMETRIES]
+    back = [project.restored(model.predict(turned, ensemble), *symmetry) for turned, symmetry in turns]
+    return max((image - straight).abs().max().item() for image in back)
+
+
+def test_trained_network_turns_its_output_with_its_input(trained):
     images = noisy_versions(smooth_images(2, 10, 14))[0]
-    for symmetry in project.SYMMETRIES:
-        turned = project.transformed(images, *symmetry)
-        result = project.restored(trained.predict(turned, ensemble=True), *symmetry)
-        torch.testing.assert_close(result, trained.predict(images, ensemble=True), atol=1e-3, rtol=1e-5)
+    assert largest_turn(trained, images, ensemble=False) < 1e-2
+    free = Model(width=8, equivariant=False)
+    free.train(*noisy_versions(smooth_images(64)), epochs=1)
+    assert largest_turn(free, images, ensemble=False) > 0.1
+    with pytest.raises(ValueError, match="multiple of 8"):
+        Model(width=12)
+
+
+def test_ensemble_turns_the_output_of_any_network_with_its_input():
+    model = Model(width=12, equivariant=False)
+    model.train(*noisy_versions(smooth_images(64)), epochs=1)
+    assert largest_turn(model, noisy_versions(smooth_images(2, 10, 14))[0], ensemble=True) < 1e-2
+
+
+def test_ensemble_of_an_equivariant_network_commutes_with_negatives_and_channel_order(trained):
+    images = noisy_versions(smooth_images(2, 10, 14))[0]
+    together = trained.predict(images, ensemble=True)
+    for ensemble, close in ((True, True), (False, False)):
+        straight = trained.predict(images, ensemble)
+        for other in (255 - trained.predict(255 - images, ensemble), trained.predict(images.flip(1), ensemble).flip(1)):
+            assert torch.allclose(other, straight, atol=1e-2) is close
+    assert not torch.equal(together, trained.predict(images, ensemble=False))
+
+
+def test_orbits_share_a_weight_out_evenly():
+    entries = project.orbits((16, 8, 3, 3), 8, 8)
+    assert entries.shape == (8, 16 * 8 * 9 // 8)
+    assert torch.equal(entries.flatten().sort().values, torch.arange(16 * 8 * 9))
+
+
+def test_symmetrised_takes_means_once_and_for_all():
+    values = torch.randn(8, 3, 2, 2)
+    entries = project.orbits(values.shape, 8, 1)
+    once = project.symmetrised(values, entries)
+    torch.testing.assert_close(project.symmetrised(once, entries), once)
+    torch.testing.assert_close(once.mean((0, 2, 3)), values.mean((0, 2, 3)))  # colours stay apart
+    assert all(once.flatten()[orbit].std() < 1e-6 for orbit in entries.T)
 
 
 def test_ensemble_is_left_to_the_size_by_default(trained):

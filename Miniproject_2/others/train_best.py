@@ -59,7 +59,7 @@ def train_round(model, trainer, photos, number, options):
 def main(arguments=None):
     options = parse_arguments(arguments)
     model = Model(options.seed)
-    trainer = Trainer(model.network, model.recipe, AVERAGE_OVER)
+    trainer = Trainer(model.network, model.recipe, AVERAGE_OVER, model.architecture.equivariant)
     checkpoint, first = options.out.with_name(options.out.name + ".checkpoint"), 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
