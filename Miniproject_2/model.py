@@ -1266,6 +1266,18 @@ def transform_back(images, symmetry):
     return transform(images.transpose(2, 3) if symmetry & 4 else images, symmetry & 3)
 
 
+def view(images, symmetry, reverse, negative):
+    """A symmetry of images from 0 to 255, perhaps with the colours in reverse order, perhaps the negative."""
+    images = transform(images.flip(1) if reverse else images, symmetry)
+    return 255 - images if negative else images
+
+
+def view_back(images, symmetry, reverse, negative):
+    """The inverse of `view`."""
+    images = transform_back(255 - images if negative else images, symmetry)
+    return images.flip(1) if reverse else images
+
+
 def exchange(noisy_a, noisy_b, generator):
     """Give each pixel of one noisy image to the other with probability 1/2: (N, C, H, W) twice -> the same.
 
@@ -1427,9 +1439,10 @@ class Model:
     def predict(self, images, ensemble=None):
         """Denoise (N, 3, H, W), 0 to 255, any real dtype, any size -> float32 of that shape and device, 0 to 255.
 
-        `ensemble` averages the predictions of the eight flips and transposes, at eight times the cost: True,
-        False, or None for images of up to `Prediction.ensemble_pixels`. Images pass in chunks, large ones in
-        overlapping tiles, so that the memory stays bounded; the result is that of the whole batch at once.
+        `ensemble` averages the predictions of several views of each image: its eight flips and transposes, or,
+        since an equivariant network turns with them anyway, the image and its negative, each with its colours in
+        both orders. True, False, or None for images of up to `Prediction.ensemble_pixels`. Images pass in chunks,
+        large ones in overlapping tiles, so that the memory stays bounded; the result is that of the whole batch.
         """
         images = check_images(images, self.architecture.colours, "images")
         self.network.to(images.device)
@@ -1440,16 +1453,22 @@ class Model:
         result = empty(images.shape, device=images.device)
         for start in range(0, n, chunk):
             part = images[start : start + chunk].float()
-            symmetries = range(8) if ensemble else range(1)
-            total = sum(transform_back(self._denoise(transform(part, s)), s) for s in symmetries)
-            result[start : start + chunk] = total.mul_(255 / len(symmetries)).clamp_(0, 255)
+            views = self._views() if ensemble else [(0, False, False)]
+            total = sum(view_back(self._denoise(view(part, *v)), *v) for v in views)
+            result[start : start + chunk] = total.mul_(1 / len(views)).clamp_(0, 255)
         return result
 
+    def _views(self):
+        """What `ensemble` averages: (symmetry, reverse, negative) of `view`."""
+        if self.architecture.equivariant:
+            return [(0, reverse, negative) for reverse in (False, True) for negative in (False, True)]
+        return [(symmetry, False, False) for symmetry in range(8)]
+
     def _denoise(self, images):
-        """(N, C, H, W), 0 to 255 -> the same shape in [0, 1], in one pass or in tiles."""
+        """(N, C, H, W), 0 to 255 -> the same shape and range, in one pass or in tiles."""
         _, _, h, w = images.shape
         if h * w <= self.prediction.chunk_pixels:
-            return self.network(self.network_input(images))[:, :, :h, :w]
+            return self.network(self.network_input(images))[:, :, :h, :w] * 255
         images = pad_to_multiple(images, 4)
         tile, margin = self.prediction.tile, self.reach()
         result = empty(images.shape, device=images.device)
@@ -1459,7 +1478,7 @@ class Model:
                 part = self.network(self.network_input(images[:, :, top : y + tile + margin, left : x + tile + margin]))
                 inner = part[:, :, y - top : y - top + tile, x - left : x - left + tile]
                 result[:, :, y : y + tile, x : x + tile] = inner
-        return result[:, :, :h, :w]
+        return result[:, :, :h, :w] * 255
 
     def reach(self):
         """Pixels, a multiple of 4: no output depends on an input farther away (a kernel per layer)."""

@@ -8,6 +8,7 @@ gradients.
 """
 
 import argparse
+import random
 import statistics
 import sys
 import time
@@ -72,13 +73,17 @@ class TorchStep:
 
 
 class OurStep:
-    """The same of one of our modules, in channels-last memory as `Model` uses it."""
+    """The same of one of our modules, in channels-last memory as `Model` uses it.
+
+    A network's update symmetrises the gradients as `Trainer` does; torch's side is spared that.
+    """
 
     def __init__(self, block, make_optimiser=None):
         self.block = block
         for leaf in block.leaves() if isinstance(block, ours.Sequential) else [block]:
             leaf.torch_rounding = False
         self.optimiser = make_optimiser(block.param()) if make_optimiser else None
+        self.orbits = ours.parameter_orbits(block) if make_optimiser else []
 
     def prepare(self, x):
         return x.contiguous(memory_format=torch.channels_last)
@@ -90,6 +95,8 @@ class OurStep:
         self.block.backward(gradient)
 
     def update(self):
+        for (_, gradient), orbits in zip(self.block.param(), self.orbits, strict=True):
+            gradient.copy_(ours.symmetrised(gradient, orbits))
         self.optimiser.step()
         self.optimiser.zero_grad()
 
@@ -189,7 +196,7 @@ def main():
         ("network, SGD momentum: a step", lambda params: ours.SGD(params, 1e-3, 0.9)),
         ("network, Muon: a step", lambda params: ours.Muon(params, 1e-3)),
     ]:
-        both = contenders(lambda: ours.build_network(a, None), lambda: torch_network(a), optimiser)
+        both = contenders(lambda: ours.build_network(a, random.Random(0)), lambda: torch_network(a), optimiser)
         report(title, measure(both, (n, a.colours, size, size), options.repeats))
 
 

@@ -89,6 +89,52 @@ def test_the_ensemble_commutes_with_the_symmetries(symmetry):
     assert torch.equal(ours.transform_back(ours.transform(images, symmetry), symmetry), images)
 
 
+@pytest.mark.parametrize(
+    ("settings", "turns"),
+    [
+        ({"width": 8, "deep_width": 16}, True),
+        ({"width": 16, "deep_width": 8, "up_kernel": 3, "upsampling": "nearest"}, True),
+        ({"width": 8, "deep_width": 12}, False),
+        ({"width": 8, "deep_width": 8, "kernel": 3}, False),
+    ],
+)
+def test_an_equivariant_network_turns_its_output_with_its_input(settings, turns):
+    """Before training and after it, which the gradients' means over the symmetries must keep."""
+    model = ours.Model(architecture=ours.Architecture(**settings))
+    noisy_a, noisy_b, _ = pictures(32, 16, 16)
+    for _ in range(2):
+        straight = model.predict(noisy_a, ensemble=False)
+        turned = [model.predict(ours.transform(noisy_a, s), ensemble=False) for s in range(8)]
+        largest = max((ours.transform_back(image, s) - straight).abs().max() for s, image in enumerate(turned))
+        assert straight.std() > 1 and (largest < 0.01) is turns and model.architecture.equivariant is turns
+        model.train(noisy_a, noisy_b, 4)
+
+
+def test_orbits_share_the_weights_out_evenly():
+    network = ours.build_network(ours.Architecture(width=8, deep_width=16), ours.random.Random(0))
+    orbits = ours.parameter_orbits(network)
+    assert [len(o) for o in orbits] == [8, 8, 8, 8, 8, 8, 8, 1]  # the last bias belongs to colours
+    for (parameter, _), entries in zip(network.param(), orbits, strict=True):
+        assert torch.equal(entries.flatten().sort().values, torch.arange(parameter.numel()))
+        assert torch.allclose(parameter.flatten()[entries], parameter.flatten()[entries[:1]])
+
+
+@pytest.mark.parametrize("seen", [(0, False, False), (3, True, False), (6, False, True), (5, True, True)])
+def test_views_have_inverses(seen):
+    images = torch.rand(2, 3, 5, 8) * 255
+    assert torch.allclose(ours.view_back(ours.view(images, *seen), *seen), images, atol=1e-4)
+    assert torch.equal(ours.view(images, *seen), images) is (seen == (0, False, False))
+
+
+def test_the_ensemble_of_an_equivariant_network_commutes_with_negatives_and_colour_order():
+    model = ours.Model(architecture=ours.Architecture(width=8, deep_width=16))
+    images = torch.rand(2, 3, 12, 16) * 255
+    together = model.predict(images, ensemble=True)
+    assert torch.allclose(255 - model.predict(255 - images, ensemble=True), together, atol=1e-3)
+    assert torch.allclose(model.predict(images.flip(1), ensemble=True).flip(1), together, atol=1e-3)
+    assert not torch.allclose(model.predict(images, ensemble=False), together, atol=1e-1)
+
+
 def test_the_eight_symmetries_differ():
     image = torch.arange(9).view(1, 1, 3, 3)
     assert len({tuple(ours.transform(image, s).flatten().tolist()) for s in range(8)}) == 8
