@@ -105,7 +105,7 @@ def test_an_equivariant_network_turns_its_output_with_its_input(settings, turns)
     for _ in range(2):
         straight = model.predict(noisy_a, ensemble=False)
         turned = [model.predict(ours.transform(noisy_a, s), ensemble=False) for s in range(8)]
-        largest = max((ours.transform_back(image, s) - straight).abs().max() for s, image in enumerate(turned))
+        largest = max((ours.transform_back(image, s) - straight).abs().max().item() for s, image in enumerate(turned))
         assert straight.std() > 1 and (largest < 0.01) is turns and model.architecture.equivariant is turns
         model.train(noisy_a, noisy_b, 4)
 
