@@ -295,7 +295,13 @@ def test_ctrl_c_prints_what_was_finished(tmp_path, data):
         GOOD.replace("self.share = torch.load", "while True: pass\n        self.share = torch.load"),
     )
     command = [sys.executable, str(GRADER), "-p", str(tmp_path), "-d", str(data)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     while "pretrained model" not in process.stderr.readline():
         pass
     time.sleep(0.5)
