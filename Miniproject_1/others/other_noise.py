@@ -49,13 +49,13 @@ def sampled(pictures, cell=None, samples=1, seed=0):
 
 def conditions(pictures):
     """(name, noisy, clean) of every row of the table."""
-    yield "one sample a pixel, largest squares (as in training)", *sampled(pictures)
+    noisy, clean = sampled(pictures)
+    yield "one sample a pixel, largest squares (as in training)", noisy, clean
     for cell in (4, 8, 12, 16, 24):
         if CELLS * cell <= max(min(picture.shape[1:]) for picture in pictures):
             yield f"one sample a pixel, cells of {cell} pixels", *sampled(pictures, cell)
     for samples in (2, 4):
         yield f"{samples} samples a pixel", *sampled(pictures, samples=samples)
-    clean = sampled(pictures)[1]
     for kind, level in NOISE_LEVELS.items():
         noisy = add_noise(clean, kind, level, torch.Generator().manual_seed(0))
         yield f"{kind}, level {level:g}", noisy, clean
