@@ -24,16 +24,22 @@ from Miniproject_1.model import Model, Pairs, Recipe, Training, rate
 from Miniproject_1.others.data import draw_pairs, load_photos, noisy_and_others, noisy_pairs, psnr
 
 
-def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+def shared_parser(description):
+    """A parser of what the commands of both projects take."""
+    parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
     parser.add_argument("photos", type=Path, help="folder of photographs to learn from")
     parser.add_argument("--out", type=Path, required=True, help="weights file to write")
     parser.add_argument("--pairs", type=int, required=True, help="noisy pairs to learn from, all in all")
     parser.add_argument("--draws", type=int, default=8, help="of each square; 1: a new square for every pair")
     parser.add_argument("--round", type=int, default=20_000, help="pairs between two checkpoints")
     parser.add_argument("--validate", type=Path, help="a val_data.pkl to report the PSNR on after each round")
-    parser.add_argument("--start", type=Path, help="weights to begin with; default: a fresh network")
     parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def parse_arguments(arguments=None):
+    parser = shared_parser(__doc__)
+    parser.add_argument("--start", type=Path, help="weights to begin with; default: a fresh network")
     for name in ("width", "blocks", "inner_blocks"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="of the network; see ResidualUNet")
     for name in ("batch", "muon_rate", "adam_rate", "averaging", "easy_first"):

@@ -7,7 +7,6 @@ goes on, exactly, from its checkpoint `new.pth.checkpoint` when the same command
 and falls to zero over the last part of the pairs. `new.pth` always holds the averaged weights so far.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -16,25 +15,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from Miniproject_1.others.data import load_photos, psnr
-from Miniproject_1.others.train_best import draw_round, save_checkpoint
+from Miniproject_1.others.train_best import draw_round, save_checkpoint, shared_parser
 from Miniproject_2.model import Batches, Model, Trainer
 
 AVERAGE_OVER = 1_000  # steps
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("photos", type=Path, help="folder of photographs to learn from")
-    parser.add_argument("--out", type=Path, required=True, help="weights file to write")
-    parser.add_argument("--pairs", type=int, required=True, help="noisy pairs to learn from, all in all")
-    parser.add_argument("--draws", type=int, default=8, help="of each square; 1: a new square for every pair")
-    parser.add_argument("--round", type=int, default=20_000, help="pairs between two checkpoints")
-    parser.add_argument("--validate", type=Path, help="a val_data.pkl to report the PSNR on after each round")
+    parser = shared_parser(__doc__)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--peak", type=float, help="peak rate of Muon instead of that of the recipe")
     parser.add_argument("--decay", type=float, default=0.4, help="share of the pairs in which the rate falls")
     parser.add_argument("--warm-up", type=float, default=0.01, help="share of the pairs in which it climbs")
-    parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
 
