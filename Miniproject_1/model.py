@@ -66,6 +66,7 @@ REPORT_RECIPE = Recipe(  # what the report that started this project trained its
     easy_first=0,
 )
 
+CELL = 32  # pixels a side: our network's gates depend on means over about so much, the whole of a course image
 PATCH = 64  # pixels a side: larger training pairs are learnt from in random patches of this size
 SETTLED_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
 CHUNK = 2**18  # pixels predicted at once, and by that the memory that prediction needs
@@ -177,16 +178,32 @@ def zero_initialised(layer):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(conv(x)))."""
+    """x + conv(g * relu(conv(x))), each hidden feature times a gate g in (0, 2) that knows the means of all of them.
 
-    def __init__(self, width):
+    The means tell how noisy and how textured an image is, which no 3 x 3 window sees (J. Hu et al.,
+    "Squeeze-and-Excitation Networks", CVPR 2018). Larger images are averaged in cells, and the gates blended between.
+
+    Args:
+        cell: pixels a side, about, of these cells.
+    """
+
+    def __init__(self, width, cell):
         super().__init__()
         self.first, self.second = convolution(width, width), convolution(width, width)
+        self.gate, self.cell = zero_initialised(convolution(width, width, kernel=1)), cell
         with torch.no_grad():
             self.second.weight.mul_(0.5)  # so that a chain of blocks does not grow its features
 
     def forward(self, x):
-        return x + self.second(F.relu(self.first(x), inplace=True))
+        return x + self.second(self.gated(F.relu(self.first(x), inplace=True)))
+
+    def gated(self, hidden):  # (B, width, H, W)
+        size = hidden.shape[2:]
+        cells = [max(1, round(pixels / self.cell)) for pixels in size]
+        gates = 2 * self.gate(F.adaptive_avg_pool2d(hidden, cells)).sigmoid()  # (B, width, *cells)
+        if max(cells) > 1:
+            gates = F.interpolate(gates, size, mode="bilinear")
+        return hidden * gates
 
 
 class ResidualUNet(nn.Module):
@@ -206,11 +223,11 @@ class ResidualUNet(nn.Module):
         if equivariant and width % 8:
             raise ValueError(f"width must be a multiple of 8, one feature for each symmetry; got {width}")
         self.first = convolution(channels, width)
-        self.encode = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
+        self.encode = nn.Sequential(*(ResidualBlock(width, CELL) for _ in range(blocks)))
         self.down = convolution(width, 2 * width, kernel=2, stride=2)
-        self.inner = nn.Sequential(*(ResidualBlock(2 * width) for _ in range(inner_blocks)))
+        self.inner = nn.Sequential(*(ResidualBlock(2 * width, CELL // 2) for _ in range(inner_blocks)))
         self.up = he_initialised(nn.ConvTranspose2d(2 * width, width, 2, stride=2))
-        self.decode = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
+        self.decode = nn.Sequential(*(ResidualBlock(width, CELL) for _ in range(blocks)))
         self.last = zero_initialised(convolution(width, channels))  # untrained, the network returns its input
         with torch.no_grad():
             for layer in (self.first, self.down, self.up):

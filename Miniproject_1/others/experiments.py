@@ -8,7 +8,7 @@ appends one line of JSON; a run whose line the file already holds is not repeate
 the score against the seconds of training. Networks that did not pay live here, not in `model.py`.
 
 Sources of the networks' parts: K. He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016 (pre-activation);
-L. Chen et al., "Simple Baselines for Image Restoration", ECCV 2022 (gate, channel attention, 1 x 1 and depthwise
+L. Chen et al., "Simple Baselines for Image Restoration", ECCV 2022 (multiplied halves, 1 x 1 and depthwise
 convolutions around layer norm).
 """
 
@@ -31,8 +31,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from Miniproject_1.model import (
+    CELL,
     Model,
     Recipe,
+    ResidualBlock,
     ResidualUNet,
     convolution,
     he_initialised,
@@ -52,50 +54,52 @@ from Miniproject_1.others.data import (
 # ---------------------------------------------------------------------------------------------- blocks
 
 
-class Activated(nn.Module):
+class Activated(ResidualBlock):
     """The residual block of `model.py` with another activation."""
 
-    def __init__(self, width, activation):
-        super().__init__()
-        self.first, self.second, self.activation = convolution(width, width), convolution(width, width), activation
-        with torch.no_grad():
-            self.second.weight.mul_(0.5)
+    def __init__(self, width, cell, activation):
+        super().__init__(width, cell)
+        self.activation = activation
 
     def forward(self, x):
-        return x + self.second(self.activation(self.first(x)))
+        return x + self.second(self.gated(self.activation(self.first(x))))
 
 
-class PreActivated(Activated):
-    """x + conv(relu(conv(relu(x))))."""
-
-    def forward(self, x):
-        return x + self.second(F.relu(self.first(F.relu(x))))
-
-
-class ChannelAttention(Activated):
-    """The block's output scaled channel by channel with a gate computed from its own means over the image."""
-
-    def __init__(self, width, activation):
-        super().__init__(width, activation)
-        self.gate = convolution(width, width, kernel=1)
+class PreActivated(ResidualBlock):
+    """x + conv(g * relu(conv(relu(x))))."""
 
     def forward(self, x):
-        y = self.second(self.activation(self.first(x)))
-        return x + y * 2 * self.gate(y.mean(dim=(2, 3), keepdim=True)).sigmoid()
+        return x + self.second(self.gated(F.relu(self.first(F.relu(x)))))
 
 
-class Gated(nn.Module):
-    """x + conv(u * v), u and v the two halves of a convolution to twice the features."""
+class Ungated(ResidualBlock):
+    """x + conv(relu(conv(x)))."""
 
-    def __init__(self, width):
-        super().__init__()
-        self.first, self.second = convolution(width, 2 * width), convolution(width, width)
-        with torch.no_grad():
-            self.second.weight.mul_(0.5)
+    def __init__(self, width, cell):
+        super().__init__(width, cell)
+        del self.gate
+
+    def gated(self, hidden):
+        return hidden
+
+
+class GatedOutput(ResidualBlock):
+    """x + g * conv(relu(conv(x)))."""
+
+    def forward(self, x):
+        return x + self.gated(self.second(F.relu(self.first(x), inplace=True)))
+
+
+class Multiplied(ResidualBlock):
+    """x + conv(g * u * v), u and v the two halves of a convolution to twice the features."""
+
+    def __init__(self, width, cell):
+        super().__init__(width, cell)
+        self.first = convolution(width, 2 * width)
 
     def forward(self, x):
         u, v = self.first(x).chunk(2, dim=1)
-        return x + self.second(u * v)
+        return x + self.second(self.gated(u * v))
 
 
 class Depthwise(nn.Module):
@@ -105,7 +109,7 @@ class Depthwise(nn.Module):
     equivariant, and the variant is compared with ours without equivariance.
     """
 
-    def __init__(self, width):
+    def __init__(self, width, cell):
         super().__init__()
         self.norm1, self.norm2 = nn.GroupNorm(1, width), nn.GroupNorm(1, width)
         self.widen1, self.widen2 = (convolution(width, 2 * width, kernel=1) for _ in range(2))
@@ -123,12 +127,16 @@ class Depthwise(nn.Module):
 
 
 def with_blocks(block, equivariant=True, **sizes):
-    """Our network with every residual block replaced by `block(width)`."""
+    """Our network with every residual block replaced by `block(width, cell)`."""
     network = ResidualUNet(equivariant=False, **sizes)
     for stage in (network.encode, network.inner, network.decode):
         for index, old in enumerate(stage):
-            stage[index] = block(old.first.in_channels)
+            stage[index] = block(old.first.in_channels, old.cell)
     return made_equivariant(network) if equivariant else network
+
+
+def with_activation(activation):
+    return Variant(network=lambda: with_blocks(functools.partial(Activated, activation=activation)))
 
 
 def made_equivariant(network):
@@ -153,7 +161,7 @@ class Flat(nn.Module):
     def __init__(self, width, blocks):
         super().__init__()
         self.first, self.last = convolution(3, width), zero_initialised(convolution(width, 3))
-        self.blocks = nn.Sequential(*(Activated(width, nn.ReLU(inplace=True)) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(ResidualBlock(width, CELL) for _ in range(blocks)))
         make_equivariant(self)
 
     def forward(self, images):
@@ -167,7 +175,7 @@ class Levels(nn.Module):
         super().__init__()
         self.multiple = 2 ** (len(blocks) - 1)
         self.first, self.last = convolution(3, width), zero_initialised(convolution(width, 3))
-        self.level = Level(width, blocks)
+        self.level = Level(width, blocks, CELL)
         with torch.no_grad():
             self.first.weight.div_(6**0.5)
         make_equivariant(self)
@@ -179,13 +187,14 @@ class Levels(nn.Module):
 class Level(nn.Module):
     """Residual blocks around the next level, at half the resolution with twice the features."""
 
-    def __init__(self, width, blocks):
+    def __init__(self, width, blocks, cell):
         super().__init__()
-        chains = [nn.Sequential(*(Activated(width, nn.ReLU(inplace=True)) for _ in range(blocks[0]))) for _ in range(2)]
+        chains = [nn.Sequential(*(ResidualBlock(width, cell) for _ in range(blocks[0]))) for _ in range(2)]
         self.encode, self.decode = chains if len(blocks) > 1 else (chains[0], nn.Identity())
         self.inner = None
         if len(blocks) > 1:
-            self.down, self.inner = convolution(width, 2 * width, kernel=2, stride=2), Level(2 * width, blocks[1:])
+            self.down = convolution(width, 2 * width, kernel=2, stride=2)
+            self.inner = Level(2 * width, blocks[1:], cell // 2)
             self.up = he_initialised(nn.ConvTranspose2d(2 * width, width, 2, stride=2))
             with torch.no_grad():
                 for layer in (self.down, self.up):
@@ -234,12 +243,13 @@ VARIANTS = {
     "2 blocks a stage, 2 inner": Variant(sizes={"blocks": 2, "inner_blocks": 2}),
     "flat, 4 blocks": Variant(network=lambda: Flat(40, 4)),
     "three levels": Variant(network=lambda: Levels(40, (1, 1, 1))),
-    "leaky ReLU": Variant(network=lambda: with_blocks(lambda w: Activated(w, nn.LeakyReLU(0.1)))),
-    "GELU": Variant(network=lambda: with_blocks(lambda w: Activated(w, nn.GELU()))),
-    "SiLU": Variant(network=lambda: with_blocks(lambda w: Activated(w, nn.SiLU()))),
-    "pre-activation": Variant(network=lambda: with_blocks(lambda w: PreActivated(w, None))),
-    "gate": Variant(network=lambda: with_blocks(Gated)),
-    "channel attention": Variant(network=lambda: with_blocks(lambda w: ChannelAttention(w, nn.ReLU()))),
+    "leaky ReLU": with_activation(nn.LeakyReLU(0.1)),
+    "GELU": with_activation(nn.GELU()),
+    "SiLU": with_activation(nn.SiLU()),
+    "pre-activation": Variant(network=lambda: with_blocks(PreActivated)),
+    "no gates": Variant(network=lambda: with_blocks(Ungated)),
+    "gates on the output of a block": Variant(network=lambda: with_blocks(GatedOutput)),
+    "halves multiplied": Variant(network=lambda: with_blocks(Multiplied)),
     "depthwise, layer norm, not equivariant": Variant(network=lambda: with_blocks(Depthwise, False)),
     "inputs x1": Variant(network=lambda: Scaled(1)),
     "inputs x2": Variant(network=lambda: Scaled(2)),

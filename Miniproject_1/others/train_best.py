@@ -20,7 +20,16 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from Miniproject_1.model import Model, Pairs, Recipe, Training, rate
+from Miniproject_1.model import (
+    Model,
+    Pairs,
+    Recipe,
+    ResidualBlock,
+    Training,
+    rate,
+    read_weights,
+    zero_initialised,
+)
 from Miniproject_1.others.data import draw_pairs, load_photos, noisy_and_others, noisy_pairs, psnr
 
 
@@ -39,7 +48,7 @@ def shared_parser(description):
 
 def parse_arguments(arguments=None):
     parser = shared_parser(__doc__)
-    parser.add_argument("--start", type=Path, help="weights to begin with; default: a fresh network")
+    parser.add_argument("--start", type=Path, help="weights to begin with, of as many blocks or fewer; default: fresh")
     for name in ("width", "blocks", "inner_blocks"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="of the network; see ResidualUNet")
     for name in ("batch", "muon_rate", "adam_rate", "averaging", "easy_first"):
@@ -61,8 +70,18 @@ def make_model(options):
     sizes = {name: size for name, size in sizes.items() if size is not None}
     model = Model(recipe=recipe, seed=options.seed, **sizes)
     if options.start:
-        model.load(options.start)
+        content = read_weights(options.start)
+        grow(model.network, content["weights"])
+        model.pairs_seen = content["pairs_seen"]
     return model
+
+
+def grow(network, weights):
+    """Takes over the weights of a network of the same width; blocks and gates that it lacks begin as the identity."""
+    network.load_state_dict(weights, strict=False)
+    for name, block in network.named_modules():
+        if isinstance(block, ResidualBlock) and f"{name}.second.weight" not in weights:
+            zero_initialised(block.second)
 
 
 def draw_round(photos, number, options):

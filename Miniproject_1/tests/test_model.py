@@ -93,17 +93,42 @@ def test_tiles_change_nothing(trained, monkeypatch):
 
 
 def test_largest_network_of_ours_sees_no_farther_than_the_margin():
-    """A pixel's influence ends within MARGIN: an all-ones network of the shipped depth spreads a single dot."""
-    network = Model(width=8, blocks=2, inner_blocks=2).network
+    """A pixel's influence ends within MARGIN, but for the gates: a network of the shipped depth spreads one dot."""
+    network = Model(width=8, blocks=3, inner_blocks=2).network
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.fill_(0.01 if parameter.ndim == 4 else 0)
+        for name, parameter in network.named_parameters():
+            parameter.fill_(0.01 if parameter.ndim == 4 and "gate" not in name else 0)
         for at in (60, 61):
             dot = torch.full((1, 3, 120, 120), 0.5)
             dot[:, :, at, at] = 1.0
             changed = (network(dot) - network(torch.full_like(dot, 0.5))).abs().sum((0, 1)).nonzero()
             reach = (changed - at).abs().max().item()
             assert 10 < reach <= project.MARGIN
+
+
+def gating_block():
+    block = project.ResidualBlock(8, cell=16)
+    torch.nn.init.normal_(block.gate.weight, generator=torch.Generator().manual_seed(0))
+    return block
+
+
+@torch.no_grad()
+def test_gates_of_a_small_image_know_its_means():
+    block, hidden = gating_block(), torch.rand(2, 8, 23, 9)
+    weight = block.gate.weight.flatten(1)
+    gates = 2 * (hidden.mean(dim=(2, 3)) @ weight.T).sigmoid()
+    torch.testing.assert_close(block.gated(hidden), hidden * gates[:, :, None, None])
+
+
+@torch.no_grad()
+def test_gates_of_a_large_image_know_what_is_around():
+    block, hidden = gating_block(), torch.rand(1, 8, 16, 128)
+    expected = block.gated(hidden[..., :16])
+    torch.testing.assert_close(block.gated(hidden)[..., :8], expected[..., :8])  # up to the middle of the first cell
+    elsewhere = hidden.clone()
+    elsewhere[..., 64:] = 0
+    torch.testing.assert_close(block.gated(elsewhere)[..., :56], block.gated(hidden)[..., :56])
+    assert not torch.allclose(block.gated(elsewhere)[..., 56:64], block.gated(hidden)[..., 56:64])
 
 
 def test_tiles_go_to_the_device_one_at_a_time(trained, monkeypatch):
