@@ -194,6 +194,18 @@ def gather_patches(image, window, positions):
     return patches.reshape(groups, n * oh * ow, kh * kw * (c // groups))
 
 
+class Unfolded:
+    """An image (N, C, H, W), and what the window sees of it at each position: gathered when asked for, and once."""
+
+    def __init__(self, image, window, positions):
+        self.image, self.window, self.positions = image, window, positions
+
+    @functools.cached_property
+    def patches(self):
+        """(G, N * L, T)."""
+        return gather_patches(self.image, self.window, self.positions)
+
+
 def scatter_patches(patches, window, positions, shape):
     """The adjoint of `gather_patches`: (G, N * L, T) -> (N, C, H, W), each added where it was taken."""
     n, c, _, _ = shape
@@ -270,12 +282,12 @@ class FastSums:
     """One matrix product over the patches of the whole batch."""
 
     @staticmethod
-    def correlate(image, weight, bias, window, positions):
-        """(N, C, H, W) -> (N, R, OH, OW)."""
-        groups = window.groups
-        patches, matrix = gather_patches(image, window, positions), weight_matrix(weight, groups)
+    def correlate(unfolded, weight, bias):
+        """An `Unfolded` image -> (N, R, OH, OW)."""
+        groups, patches = unfolded.window.groups, unfolded.patches
+        matrix = weight_matrix(weight, groups)
         rows = patches.bmm(matrix) if bias is None else bias.view(groups, 1, -1).baddbmm(patches, matrix)
-        return rows_to_maps(rows, image.shape[0], positions)
+        return rows_to_maps(rows, unfolded.image.shape[0], unfolded.positions)
 
     @staticmethod
     def spread(maps, weight, window, shape):
@@ -284,11 +296,10 @@ class FastSums:
         return scatter_patches(patches, window, maps.shape[2:], shape)
 
     @staticmethod
-    def weight_gradient(image, maps, window):
-        """(N, C, H, W), (N, R, OH, OW) -> (R, C / G, KH, KW): gradient of sum(correlate(image) * maps)."""
-        patches = gather_patches(image, window, maps.shape[2:])
-        matrix = patches.mT.bmm(maps_to_rows(maps, window.groups))  # (G, T, R / G)
-        return FastSums.as_weight(matrix, window)
+    def weight_gradient(unfolded, maps):
+        """An `Unfolded` image, (N, R, OH, OW) -> (R, C / G, KH, KW): gradient of sum(correlate(image) * maps)."""
+        matrix = unfolded.patches.mT.bmm(maps_to_rows(maps, unfolded.window.groups))  # (G, T, R / G)
+        return FastSums.as_weight(matrix, unfolded.window)
 
     @staticmethod
     def bias_gradient(maps):
@@ -309,17 +320,18 @@ class ColumnSums(FastSums):
     """
 
     @staticmethod
-    def columns(image, window, positions):
-        rows, columns = window.covered(positions)
-        padded = pad_channels_last(image, window.padding).permute(0, 3, 1, 2)[:, :, :rows, :columns]
+    def columns(unfolded):
+        window = unfolded.window
+        rows, columns = window.covered(unfolded.positions)
+        padded = pad_channels_last(unfolded.image, window.padding).permute(0, 3, 1, 2)[:, :, :rows, :columns]
         return unfold(padded.contiguous(), window.kernel, dilation=window.dilation, stride=window.stride)
 
     @staticmethod
-    def correlate(image, weight, bias, window, positions):
-        columns = ColumnSums.columns(image, window, positions)  # (1, T, L)
+    def correlate(unfolded, weight, bias):
+        columns = ColumnSums.columns(unfolded)  # (1, T, L)
         matrix = weight.flatten(1).unsqueeze(0)
         maps = matrix.bmm(columns) if bias is None else bias.view(1, -1, 1).baddbmm(matrix, columns)
-        return maps.unflatten(2, positions)
+        return maps.unflatten(2, unfolded.positions)
 
     @staticmethod
     def spread(maps, weight, window, shape):
@@ -331,10 +343,9 @@ class ColumnSums(FastSums):
         return crop_cells(canvas.unsqueeze(5), window, shape)
 
     @staticmethod
-    def weight_gradient(image, maps, window):
-        columns = ColumnSums.columns(image, window, maps.shape[2:])
-        matrix = maps.flatten(2)[0].mm(columns[0].t())
-        return matrix.view(maps.shape[1], image.shape[1], *window.kernel)
+    def weight_gradient(unfolded, maps):
+        matrix = maps.flatten(2)[0].mm(ColumnSums.columns(unfolded)[0].t())
+        return matrix.view(maps.shape[1], -1, *unfolded.window.kernel)
 
 
 class OrderedSums(FastSums):
@@ -355,10 +366,10 @@ class OrderedSums(FastSums):
     BLOCK = 8  # channels
 
     @classmethod
-    def correlate(cls, image, weight, bias, window, positions):
-        (oh, ow), (kh, kw), groups = positions, window.kernel, window.groups
-        (sh, sw), (dh, dw) = window.stride, window.dilation
-        padded = pad_channels_last(image, window.padding).unflatten(3, (groups, -1))
+    def correlate(cls, unfolded, weight, bias):
+        window, (oh, ow) = unfolded.window, unfolded.positions
+        (kh, kw), (sh, sw), (dh, dw), groups = window.kernel, window.stride, window.dilation, window.groups
+        padded = pad_channels_last(unfolded.image, window.padding).unflatten(3, (groups, -1))
         weight = weight.unflatten(0, (groups, -1))  # (G, R / G, C / G, KH, KW)
         windows, taps = [], []
         for block in cls.blocks(weight.shape[2]):
@@ -431,15 +442,14 @@ class OrderedSums(FastSums):
         return 4 if width < 15 else 2
 
     @staticmethod
-    def weight_gradient(image, maps, window):
+    def weight_gradient(unfolded, maps):
         """The sum over images, rows and columns in that order, as oneDNN has it in one thread.
 
         With more threads it may sum halves of the batch apart, which cannot be seen from here.
         """
-        groups = window.groups
-        patches = gather_patches(image, window, maps.shape[2:])
-        matrix = OrderedSums.padded_product(patches.mT, maps_to_rows(maps, groups))  # (G, T, R / G)
-        return FastSums.as_weight(matrix, window)
+        rows = maps_to_rows(maps, unfolded.window.groups)
+        matrix = OrderedSums.padded_product(unfolded.patches.mT, rows)  # (G, T, R / G)
+        return FastSums.as_weight(matrix, unfolded.window)
 
     @staticmethod
     def bias_gradient(maps):
@@ -672,7 +682,7 @@ class Conv2d(Convolution):
         self.in_channels = in_channels
         self.window = Window(kernel, stride, self.zeros_around(padding, kernel, stride, dilation), dilation, groups)
         super().__init__((out_channels, in_channels // groups, *kernel), out_channels, bias, generator)
-        self._input = None
+        self._input = self._shape = None
 
     @staticmethod
     def zeros_around(padding, kernel, stride, dilation):
@@ -692,17 +702,16 @@ class Conv2d(Convolution):
         positions = self.window.positions(x.shape[2:])
         if min(positions) < 1:
             raise ValueError(f"the window of {self.window} is larger than the padded image of {tuple(x.shape)}")
-        self._input, self._shape = x, (x.shape[0], self._weight.shape[0], *positions)
+        self._input, self._shape = Unfolded(x, self.window, positions), (x.shape[0], self._weight.shape[0], *positions)
         bias = None if self._bias is None else self._bias.detach()
-        y = self.sums(x).correlate(x, self._weight.detach(), bias, self.window, positions)
-        return in_format_of(x, y)
+        return in_format_of(x, self.sums(x).correlate(self._input, self._weight.detach(), bias))
 
     def backward(self, gradwrtoutput):
         """map = P W + b: dW = P^T dmap, db = sum(dmap), dimage = scatter(dmap W^T)."""
-        x = self._input
-        gradient = check_gradient(gradwrtoutput, None if x is None else self._shape, "Conv2d")
+        gradient = check_gradient(gradwrtoutput, self._shape, "Conv2d")
+        x = self._input.image
         sums = self.sums(x)
-        self.weight_grad.add_(sums.weight_gradient(x, gradient, self.window))
+        self.weight_grad.add_(sums.weight_gradient(self._input, gradient))
         if self._bias is not None:
             self.bias_grad.add_(sums.bias_gradient(gradient))
         return in_format_of(gradient, sums.spread(gradient, self._weight.detach(), self.window, x.shape))
@@ -742,7 +751,7 @@ class TransposeConv2d(Convolution):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.window = Window(kernel, stride, (vertical, vertical, horizontal, horizontal), dilation, groups)
         super().__init__((in_channels, out_channels // groups, *kernel), out_channels, bias, generator)
-        self._input = None
+        self._input = self._shape = None
 
     def forward(self, x):
         x = check_maps(x, self.in_channels, self._weight, "TransposeConv2d")
@@ -756,14 +765,13 @@ class TransposeConv2d(Convolution):
 
     def backward(self, gradwrtoutput):
         """image = scatter(map W^T) + b: dW = dP^T map, db = sum(dimage), dmap = dP W; dP = gather(dimage)."""
+        gradient = check_gradient(gradwrtoutput, self._shape, "TransposeConv2d")
         x = self._input
-        gradient = check_gradient(gradwrtoutput, None if x is None else self._shape, "TransposeConv2d")
-        sums = self.sums(x)
-        self.weight_grad.add_(sums.weight_gradient(gradient, x, self.window))
+        sums, unfolded = self.sums(x), Unfolded(gradient, self.window, x.shape[2:])
+        self.weight_grad.add_(sums.weight_gradient(unfolded, x))
         if self._bias is not None:
             self.bias_grad.add_(sums.bias_gradient(gradient))
-        y = sums.correlate(gradient, self._weight.detach(), None, self.window, x.shape[2:])
-        return in_format_of(gradient, y)
+        return in_format_of(gradient, sums.correlate(unfolded, self._weight.detach(), None))
 
 
 class NearestUpsampling(Module):
@@ -1120,8 +1128,10 @@ def build_network(architecture, generator):
     for block in network.leaves():
         block.torch_rounding = False
     if a.equivariant:
-        for (parameter, _), orbits in zip(network.param(), parameter_orbits(network), strict=True):
-            parameter.copy_(symmetrised(parameter, orbits) * math.sqrt(len(orbits)))  # a mean varies less
+        parameters, orbits = [parameter for parameter, _ in network.param()], parameter_orbits(network)
+        symmetrise(parameters, orbits)
+        for parameter, numbers in zip(parameters, orbits, strict=True):
+            parameter.mul_(math.sqrt(len(numbers)))  # a mean varies less
     return network
 
 
@@ -1140,27 +1150,34 @@ def parameter_orbits(network):
         groups = (outputs, inputs) if isinstance(block, Conv2d) else (inputs, outputs)
         numbers = arange(block.weight.numel()).view(block.weight.shape)
         moved = cat([turned_weight(numbers, h, groups).reshape(1, -1) for h in range(8)])
-        result.append(moved[:, moved.amin(0) == numbers.flatten()])
-        result.append(arange(block.bias.numel()).view(-1, outputs).t())
+        orbits = moved[:, moved.amin(0) == numbers.flatten()], arange(block.bias.numel()).view(-1, outputs).t()
+        result += [numbers.to(block.weight.device) for numbers in orbits]
     return result
 
 
 def turned_weight(weight, symmetry, groups):
     """What a symmetry makes of a weight whose first two axes hold groups of 8 features, or of 1 colour."""
-    image = arange(9).view(1, 1, 3, 3)
-    turned = [transform(image, g) for g in range(8)]
-    place = [next(k for k in range(8) if turned[k].equal(transform(image, symmetry))) for image in turned]
+    order = arange(8).new_tensor(products_of_symmetries()[symmetry]).argsort()  # the feature that comes to each place
     for axis, group in enumerate(groups):
         if group > 1:
-            order = arange(8).new_tensor(place).argsort()  # the feature that comes to each place
             weight = weight.unflatten(axis, (-1, 8)).index_select(axis + 1, order).flatten(axis, axis + 1)
     return transform(weight, symmetry)
 
 
-def symmetrised(values, orbits):
-    """Every entry replaced by the mean of its orbit."""
-    flat = values.detach().flatten()
-    return flat.index_put((orbits,), flat[orbits].mean(0)).view(values.shape)
+@functools.cache
+def products_of_symmetries():
+    """The number of the symmetry that first g and then h make together, at [h][g]."""
+    square = arange(9).view(1, 1, 3, 3)
+    turned = [transform(square, g) for g in range(8)]
+    numbers = {tuple(image.flatten().tolist()): number for number, image in enumerate(turned)}
+    return [[numbers[tuple(transform(image, h).flatten().tolist())] for image in turned] for h in range(8)]
+
+
+def symmetrise(tensors, orbits):
+    """Replace every entry of each tensor by the mean of its orbit, in place; the tensors' orbits in their order."""
+    for values, numbers in zip(tensors, orbits, strict=True):
+        flat = values.detach().flatten()
+        values.copy_(flat.index_put((numbers,), flat[numbers].mean(0)).view(values.shape))
 
 
 def schedule(step, steps, warm_up):
@@ -1188,8 +1205,8 @@ class Trainer:
         self.optimiser.zero_grad()
         loss = self.loss(self.network(source), target)
         self.network.backward(self.loss.backward())
-        for (_, gradient), orbits in zip(self.network.param(), self.orbits, strict=False):
-            gradient.copy_(symmetrised(gradient, orbits.to(gradient.device)))
+        if self.orbits:
+            symmetrise([gradient for _, gradient in self.network.param()], self.orbits)
         self.optimiser.lr = rate
         self.optimiser.step()
         self.steps += 1

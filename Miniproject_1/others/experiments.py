@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from Miniproject_1.model import (
@@ -301,6 +302,14 @@ def processor():
     return f"{torch.get_num_threads()} x {capabilities.get('cpu_name', platform.machine())}, {kind}"
 
 
+@torch.no_grad()
+def multiply_adds(network, side=32):
+    """Of one forward pass of an image of `side` x `side`."""
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, side, side, device=next(network.parameters()).device))
+    return counter.get_total_flops() // 2
+
+
 def run(name, seed, photos, count, epochs, validation):
     """Trains one variant; returns what it was and what came out."""
     variant, (noisy, clean) = VARIANTS[name], validation
@@ -316,6 +325,7 @@ def run(name, seed, photos, count, epochs, validation):
         "epochs": epochs,
         "seconds": round(seconds, 1),
         "parameters": sum(p.numel() for p in model.network.parameters()),
+        "multiply_adds": multiply_adds(model.network),
         "single": round(psnr(model.predict(noisy, ensemble=False), clean), 3),
         "ensemble": round(psnr(model.predict(noisy, ensemble=True), clean), 3),
         "machine": processor(),
@@ -350,12 +360,14 @@ def table(rows):
         groups.setdefault((row["pairs"], row["epochs"], row["variant"]), []).append(row)
     lines = [[-mean(group, "single"), *key, group] for key, group in groups.items()]
     lines.sort(key=lambda line: (line[1], line[2], line[0]))
-    head = "| variant | parameters | pairs | epochs | seeds | single pass | self-ensemble | s |\n" + 8 * "|---" + "|\n"
-    return head + "\n".join(
-        f"| {name} | {group[0]['parameters']:,} | {pairs:,} | {epochs} | {len(group)} | {-score:.3f}"
-        f" | {mean(group, 'ensemble'):.3f} | {mean(group, 'seconds'):.0f} |"
-        for score, pairs, epochs, name, group in lines
-    )
+    head = "| variant | parameters | multiply-adds | pairs | epochs | seeds | single pass | self-ensemble | s |\n"
+    return head + 9 * "|---" + "|\n" + "\n".join(table_line(*line) for line in lines)
+
+
+def table_line(score, pairs, epochs, name, rows):
+    size = f"{rows[0]['parameters']:,} | {rows[0]['multiply_adds'] / 1e6:.0f} M"
+    scores = f"{-score:.3f} | {mean(rows, 'ensemble'):.3f} | {mean(rows, 'seconds'):.0f}"
+    return f"| {name} | {size} | {pairs:,} | {epochs} | {len(rows)} | {scores} |"
 
 
 def mean(rows, name):

@@ -7,7 +7,8 @@ import torch
 
 from Miniproject_1.others import data, experiments
 
-ROW = {"variant": "ours", "pairs": 10, "epochs": 1, "parameters": 5000, "ensemble": 25.0, "seconds": 2.0}
+ROW = {"variant": "ours", "pairs": 10, "epochs": 1, "parameters": 5000, "multiply_adds": 7_000_000}
+ROW |= {"ensemble": 25.0, "seconds": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +61,15 @@ def test_results_are_appended_and_not_repeated(photos, tmp_path, monkeypatch, ca
     assert capsys.readouterr().out.count("width 24") == 2
 
 
+def test_multiply_adds_of_a_convolution():
+    layer = torch.nn.Conv2d(3, 5, 3, padding=1)
+    assert experiments.multiply_adds(layer, side=8) == 8 * 8 * 5 * 3 * 9
+
+
 def test_table_averages_the_seeds_and_puts_the_best_first():
     rows = [ROW | {"seed": seed, "single": 24.0 + seed} for seed in (0, 1)]
     rows.append(ROW | {"seed": 0, "variant": "better", "single": 25.0})
     lines = experiments.table(rows).splitlines()
-    assert lines[2] == "| better | 5,000 | 10 | 1 | 1 | 25.000 | 25.000 | 2 |"
-    assert lines[3] == "| ours | 5,000 | 10 | 1 | 2 | 24.500 | 25.000 | 2 |"
+    assert lines[2] == "| better | 5,000 | 7 M | 10 | 1 | 1 | 25.000 | 25.000 | 2 |"
+    assert lines[3] == "| ours | 5,000 | 7 M | 10 | 1 | 2 | 24.500 | 25.000 | 2 |"
     assert len(lines) == 4

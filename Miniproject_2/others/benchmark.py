@@ -95,8 +95,7 @@ class OurStep:
         self.block.backward(gradient)
 
     def update(self):
-        for (_, gradient), orbits in zip(self.block.param(), self.orbits, strict=True):
-            gradient.copy_(ours.symmetrised(gradient, orbits))
+        ours.symmetrise([gradient for _, gradient in self.block.param()], self.orbits)
         self.optimiser.step()
         self.optimiser.zero_grad()
 

@@ -104,6 +104,17 @@ def test_both_ways_of_summing(fast):
         compare(block, layer(40, 67, *window), 2, 40, 9, 8, dtype=torch.float32, tolerance=1e-4)
 
 
+@pytest.mark.parametrize("block", [ours.Conv2d(3, 4, 3), ours.TransposeConv2d(3, 4, 3)])
+def test_patches_are_gathered_once_for_all_products(block, monkeypatch):
+    gathered, original = [], ours.gather_patches
+    monkeypatch.setattr(ours, "gather_patches", lambda *arguments: gathered.append(1) or original(*arguments))
+    block.torch_rounding = False
+    for _ in range(2):
+        output = block(torch.randn(2, 3, 8, 8))
+        block.backward(torch.randn(output.shape))
+    assert len(gathered) == 2  # one for each forward and backward
+
+
 def test_hand_computed_convolution():
     conv = ours.Conv2d(1, 1, 2)
     conv.weight = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
