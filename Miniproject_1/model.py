@@ -71,7 +71,7 @@ PATCH = 64  # pixels a side: larger training pairs are learnt from in random pat
 SETTLED_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
 CHUNK = 2**18  # pixels predicted at once, and by that the memory that prediction needs
 TILE, OVERLAP = 512, 64  # pixels a side: larger images are predicted in tiles, blended where they overlap
-MARGIN = 24  # pixels at a tile's edge that do not count, since they lack neighbours (bestmodel.pth looks 19 far)
+MARGIN = 24  # pixels at a tile's edge that do not count, since they lack neighbours (bestmodel.pth looks 23 far)
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 
 

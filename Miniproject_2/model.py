@@ -1374,6 +1374,7 @@ class Model:
     """
 
     MAGIC = b"N2NWGHT1"
+    make_trainer = Trainer  # others/experiments.py puts other optimisers here
 
     def __init__(self, seed=0, architecture=Architecture(), recipe=Recipe(), prediction=Prediction()):
         self.architecture, self.recipe, self.prediction = architecture, recipe, prediction
@@ -1410,9 +1411,8 @@ class Model:
         steps = -(-draws // batch)
         seen = self.pairs_seen / self.recipe.reference_pairs
         peak = self.recipe.learning_rate / math.sqrt(1 + seen)
-        trainer = Trainer(
-            self.network, self.recipe, max(1, steps * self.recipe.average_share), self.architecture.equivariant
-        )
+        average_over = max(1, steps * self.recipe.average_share)
+        trainer = self.make_trainer(self.network, self.recipe, average_over, self.architecture.equivariant)
         try:
             for step in range(steps):
                 source, target = batches.draw(batch)

@@ -22,7 +22,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from Miniproject_1.model import (
     CELL,
+    REPORT_RECIPE,
     Model,
     Recipe,
     ResidualBlock,
@@ -213,11 +214,12 @@ class Level(nn.Module):
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the default: fields of the recipe, sizes of the network, the network, the data."""
+    """What differs from the default: fields of the recipe, name and sizes of the network, the network, the data."""
 
     recipe: dict = field(default_factory=dict)
+    name: str = "residual_unet"
     sizes: dict = field(default_factory=dict)
-    network: Callable | None = None  # makes the network instead of `Model`
+    network: Callable | None = None  # makes another network than `Model` has
     draw: Callable = noisy_pairs  # makes the pairs of a photograph
     photos: float = 1.0  # share of the photographs that are drawn from
 
@@ -233,12 +235,15 @@ def averaged(draws):
 
 VARIANTS = {
     "ours": Variant(),
+    "the report's U-Net and recipe": Variant(asdict(REPORT_RECIPE), "unet"),
+    "the report's Noise2Noise network and recipe": Variant(asdict(REPORT_RECIPE), "noise2noise"),
     "width 24": Variant(sizes={"width": 24}),
     "width 32": Variant(sizes={"width": 32}),
     "width 48": Variant(sizes={"width": 48}),
     "width 64": Variant(sizes={"width": 64}),
     "not equivariant": Variant(sizes={"equivariant": False}),
     "not equivariant, width 24": Variant(sizes={"equivariant": False, "width": 24}),
+    "width 32, 2 blocks a stage": Variant(sizes={"width": 32, "blocks": 2}),
     "2 blocks a stage": Variant(sizes={"blocks": 2}),
     "2 inner blocks": Variant(sizes={"inner_blocks": 2}),
     "2 blocks a stage, 2 inner": Variant(sizes={"blocks": 2, "inner_blocks": 2}),
@@ -284,7 +289,7 @@ VARIANTS = {
 
 
 def make_model(variant, seed):
-    model = Model(recipe=Recipe(**variant.recipe), seed=seed, **variant.sizes)
+    model = Model(variant.name, recipe=Recipe(**variant.recipe), seed=seed, **variant.sizes)
     if variant.network is not None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -303,33 +308,33 @@ def processor():
 
 
 @torch.no_grad()
-def multiply_adds(network, side=32):
+def multiply_adds(network, device="cpu", side=32):
     """Of one forward pass of an image of `side` x `side`."""
     with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, 3, side, side, device=next(network.parameters()).device))
+        network(torch.zeros(1, 3, side, side, device=device))
     return counter.get_total_flops() // 2
 
 
 def run(name, seed, photos, count, epochs, validation):
-    """Trains one variant; returns what it was and what came out."""
-    variant, (noisy, clean) = VARIANTS[name], validation
+    """Trains one variant; returns its size and what came out."""
+    variant = VARIANTS[name]
     model = make_model(variant, seed)
     pairs = draw_pairs(photos[: math.ceil(variant.photos * len(photos))], count, seed, variant.draw)
+    parameters = sum(p.numel() for p in model.network.parameters())
+    size = {"parameters": parameters, "multiply_adds": multiply_adds(model.network, model.device)}
+    return size | trained_and_scored(model, pairs, epochs, validation)
+
+
+def trained_and_scored(model, pairs, epochs, validation):
+    """Seconds of training and dB after it; the model is that of either project."""
+    noisy, clean = validation
     began = time.monotonic()
     model.train(*pairs, epochs, progress=lambda step, steps, _: progress_bar(step, steps))
     seconds = time.monotonic() - began
     return {
-        "variant": name,
-        "seed": seed,
-        "pairs": count,
-        "epochs": epochs,
         "seconds": round(seconds, 1),
-        "parameters": sum(p.numel() for p in model.network.parameters()),
-        "multiply_adds": multiply_adds(model.network),
         "single": round(psnr(model.predict(noisy, ensemble=False), clean), 3),
         "ensemble": round(psnr(model.predict(noisy, ensemble=True), clean), 3),
-        "machine": processor(),
-        "torch": torch.__version__,
     }
 
 
@@ -337,20 +342,23 @@ def read_results(path):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def run_all(options):
+def run_all(options, variants, run):
     """Runs what is asked for and not done yet."""
     validation = torch.load(options.validate, weights_only=True)
     photos = load_photos(options.photos)
     identity = operator.itemgetter("seed", "pairs", "variant", "epochs")
     done = {identity(row) for row in read_results(options.out)}
-    for job in itertools.product(options.seeds, options.pairs, options.only or VARIANTS, [options.epochs]):
+    for job in itertools.product(options.seeds, options.pairs, options.only or variants, options.epochs):
         if job in done:
             continue
         seed, count, name, epochs = job
-        row = run(name, seed, photos, count, epochs, validation)
+        row = {"variant": name, "seed": seed, "pairs": count, "epochs": epochs}
+        row |= run(name, seed, photos, count, epochs, validation)
+        row |= {"machine": processor(), "torch": torch.__version__}
         with options.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(f"{name}, seed {seed}, {count} pairs: {row['single']:.3f} dB, {row['seconds']:.0f} s", flush=True)
+        about = f"{name}, seed {seed}, {count} pairs, {epochs} epochs"
+        print(f"{about}: {row['single']:.3f} dB, {row['seconds']:.0f} s", flush=True)
 
 
 def table(rows):
@@ -374,25 +382,25 @@ def mean(rows, name):
     return sum(row[name] for row in rows) / len(rows)
 
 
-def parse_arguments(arguments=None):
+def parse_arguments(arguments, variants):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("run", help="train the variants")
     training.add_argument("photos", type=Path, help="folder of photographs to draw the pairs from")
     training.add_argument("--validate", type=Path, required=True, help="a val_data.pkl to score on")
     training.add_argument("--pairs", type=int, nargs="+", default=[15_600])
-    training.add_argument("--epochs", type=int, default=1)
+    training.add_argument("--epochs", type=int, nargs="+", default=[1])
     training.add_argument("--seeds", type=int, nargs="+", default=[0])
-    training.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", help="these variants instead of all")
+    training.add_argument("--only", nargs="+", choices=variants, metavar="NAME", help="these variants instead of all")
     training.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
     commands.add_parser("table", help="print the results as a table").add_argument("results", type=Path)
     return parser.parse_args(arguments)
 
 
-def main(arguments=None):
-    options = parse_arguments(arguments)
+def main(arguments=None, variants=VARIANTS, run=run):
+    options = parse_arguments(arguments, variants)
     if options.command == "run":
-        run_all(options)
+        run_all(options, variants, run)
     else:
         print(table(read_results(options.results)))
 

@@ -20,7 +20,7 @@ def photos():
 def test_every_variant_learns_and_is_scored(photos, name):
     validation = data.noisy_and_clean(photos[0], 2, seed=0)
     row = experiments.run(name, 0, photos, 16, 1, validation)
-    assert row["pairs"] == 16 and row["parameters"] > 1000
+    assert row["parameters"] > 1000 and row["multiply_adds"] > 1e6
     assert 5 < row["single"] < 60 and 5 < row["ensemble"] < 60
     variant = experiments.VARIANTS[name]
     fresh, noisy = experiments.make_model(variant, 0), validation[0]

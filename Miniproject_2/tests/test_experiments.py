@@ -1,0 +1,31 @@
+"""The experiment command of project 2: every variant learns, with the optimiser and the network that it names."""
+
+import pytest
+
+from Miniproject_1.others import data
+from Miniproject_2 import model as ours
+from Miniproject_2.others import experiments
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return [data.render_scene(seed, side=64) for seed in range(2)]
+
+
+@pytest.mark.parametrize("name", experiments.VARIANTS)
+def test_every_variant_learns_and_is_scored(photos, name):
+    validation = data.noisy_and_clean(photos[0], 2, seed=0)
+    row = experiments.run(name, 0, photos, 16, 1, validation)
+    assert row["parameters"] > 1000 and row["multiply_adds"] > 1e6 and row["seconds"] > 0
+    fresh = experiments.make_model(experiments.VARIANTS[name], 0)
+    assert round(data.psnr(fresh.predict(validation[0], ensemble=False), validation[1]), 3) != row["single"]
+    assert 5 < row["single"] < 60 and 5 < row["ensemble"] < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("ours", ours.Muon), ("Adam 1e-3", ours.Adam), ("SGD 1, momentum 0.9", ours.SGD)]
+)
+def test_the_named_optimiser_learns(name, kind):
+    model = experiments.make_model(experiments.VARIANTS[name], 0)
+    trainer = model.make_trainer(model.network, model.recipe, 1, True)
+    assert type(trainer.optimiser) is kind
