@@ -37,7 +37,7 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache" / "default_data"
 
 SCENE_SIDE = 384  # pixels: cells of 12 pixels, as an ImageNet photo of 500 x 375 has
 LEAF_RADII = (8.0, 200.0)  # pixels, the range of the power law
-LEAF_COVER = 4.0  # mean number of leaves over a pixel; what still shows through is the background colour
+LEAF_COVER = 4.0  # area of discs as large as the leaves are long, in scenes; about half of it covers pixels
 
 
 # ---------------------------------------------------------------------------------------------- point sampling
@@ -181,9 +181,13 @@ def load_photo(path):
     except ImportError as error:
         raise ImportError("reading photos needs Pillow: pip install Pillow, or use `scenes`") from error
     try:
-        image = Image.open(path).convert("RGB")
-    except OSError as error:
+        image = Image.open(path)
+        deep = image.mode[0] in "IF"
+        image = image.convert("RGB")
+    except Exception as error:  # damaged and oversized files make Pillow raise half a dozen kinds
         raise ValueError(f"{path.name} is not a readable photo: {error}") from error
+    if deep:
+        raise ValueError(f"{path.name} has more than 8 bits a channel, which are not read; convert it first")
     if min(image.size) < CELLS:
         raise ValueError(
             f"{path.name} has {image.size[0]} x {image.size[1]} pixels; each side must be at least {CELLS}"
@@ -197,8 +201,9 @@ def load_photos(folder):
     return _of_readable_photos(folder, lambda path, photo: photo)
 
 
-def _of_readable_photos(folder, function):
+def _of_readable_photos(folder, function, progress=None):
     """`function(path, photo)` of each readable photo. ValueError where there is none."""
+    files = photo_files(folder)
 
     def call(path):
         try:
@@ -208,7 +213,7 @@ def _of_readable_photos(folder, function):
             return []
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = [result for found in pool.map(call, photo_files(folder)) for result in found]
+        results = [result for found in _watched(pool.map(call, files), len(files), progress) for result in found]
     if not results:
         raise ValueError(f"no photo in {str(folder)!r} could be read; see the names above")
     return results
@@ -313,22 +318,25 @@ NOISE_LEVELS = {
 def from_photos(folder, pairs, validation, seed, progress=None):
     """`(noisy_1, noisy_2), (noisy, clean)` from a folder of photographs; None for the one whose count is 0.
 
-    Training takes random squares of each photo, validation its largest centred square before any other.
+    Training takes random squares of each photo, validation its largest centred square before any other. Where both are
+    asked for, every tenth photo is for validation and none is for both.
     """
-    files = _of_readable_photos(folder, lambda path, photo: path)
+    files = _of_readable_photos(folder, lambda path, photo: path, progress)
+    for_training = for_validation = files
+    if pairs and validation:
+        for_training, for_validation = [f for n, f in enumerate(files) if n % 10], files[::10]
+    if not for_training:
+        raise ValueError("training pairs and validation images need two photos at least, to have none in both; got 1")
 
-    def part(job):
-        draw, source, count, seed = job
-        return draw(load_photo(files[source]), count, seed)
-
-    def data(draw, count, seed):
-        jobs = [(draw, *share) for share in _share(len(files), count, seed)]
+    def data(files, draw, count, seed):
+        jobs = _share(len(files), count, seed)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return _shuffled(list(_watched(pool.map(part, jobs), len(jobs), progress)), seed)
+            parts = pool.map(lambda job: draw(load_photo(files[job[0]]), *job[1:]), jobs)
+            return _shuffled(list(_watched(parts, len(jobs), progress)), seed)
 
     return (
-        data(noisy_pairs, pairs, seed) if pairs else None,
-        data(noisy_and_clean, validation, seed + 1) if validation else None,
+        data(for_training, noisy_pairs, pairs, seed) if pairs else None,
+        data(for_validation, noisy_and_clean, validation, seed + 1) if validation else None,
     )
 
 
@@ -358,8 +366,11 @@ def save_data(folder, train, validation):
 
 def _save(path, tensors):
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(tuple(tensor.contiguous() for tensor in tensors), temporary)
-    os.replace(temporary, path)
+    try:
+        torch.save(tuple(tensor.contiguous() for tensor in tensors), temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def default_data(folder=CACHE, progress=None):

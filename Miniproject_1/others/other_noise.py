@@ -50,7 +50,7 @@ def sampled(pictures, cell=None, samples=1, seed=0):
 def conditions(pictures):
     """(name, noisy, clean) of every row of the table."""
     noisy, clean = sampled(pictures)
-    yield "one sample a pixel, largest squares (as in training)", noisy, clean
+    yield "one sample a pixel, largest squares", noisy, clean
     for cell in (4, 8, 12, 16, 24):
         if CELLS * cell <= max(min(picture.shape[1:]) for picture in pictures):
             yield f"one sample a pixel, cells of {cell} pixels", *sampled(pictures, cell)

@@ -12,7 +12,6 @@ chosen by the time there is. `new.pth` always holds the averaged weights so far.
 import argparse
 import dataclasses
 import functools
-import os
 import sys
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from Miniproject_1.model import (
     Training,
     rate,
     read_weights,
+    save_whole,
     zero_initialised,
 )
 from Miniproject_1.others.data import draw_pairs, load_photos, noisy_and_others, noisy_pairs, psnr
@@ -93,18 +93,12 @@ def draw_round(photos, number, options):
 def train_round(model, training, photos, number, options):
     """Learns from one round of fresh pairs; returns the mean loss."""
     pairs = Pairs(*draw_round(photos, number, options), model.device)
-    steps = options.pairs // options.batch
+    steps = max(1, options.pairs // options.batch)
     losses = []
     for index in torch.randperm(len(pairs), generator=training.generator).split(options.batch):
         factor = rate(min(training.steps, steps), steps)
         losses.append(training.step(*pairs.batch(index, training.generator), factor))
     return torch.stack(losses).mean().item()
-
-
-def save_checkpoint(path, state):
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
 
 
 def write_averaged(model, training, path):
@@ -132,7 +126,7 @@ def main(arguments=None):
     checkpoint, first = options.out.with_name(options.out.name + ".checkpoint"), 0
     start = model.pairs_seen
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=model.device, weights_only=True)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         training.load_state_dict(state["training"])
         first, start = state["round"], state["start"]
     validation = torch.load(options.validate, weights_only=True) if options.validate else None
@@ -142,7 +136,7 @@ def main(arguments=None):
         loss = train_round(model, training, photos, number, options)
         model.pairs_seen = start + (number + 1) * options.round * max(1, options.draws - 1)
         write_averaged(model, training, options.out)
-        save_checkpoint(checkpoint, {"training": training.state_dict(), "round": number + 1, "start": start})
+        save_whole({"training": training.state_dict(), "round": number + 1, "start": start}, checkpoint)
         decibels = report(options.out, validation)
         seconds = time.monotonic() - began
         print(f"{model.pairs_seen} pairs, loss {loss:.5f}, {decibels:.3f} dB, {seconds:.0f} s", flush=True)

@@ -131,13 +131,28 @@ def test_photo_command_skips_and_names_what_it_cannot_read(tmp_path, capsys):
         images.frombytes("RGB", (64, 80), bytes(pixels.flatten().tolist())).save(photos / name)
     images.new("L", (40, 40)).save(photos / "grey.png")
     images.new("RGB", (31, 200)).save(photos / "small.png")
+    images.new("I;16", (40, 40)).save(photos / "deep.png")
     (photos / "broken.jpg").write_bytes(b"no photo")
     (photos / "notes.txt").write_text("no photo either")
     data.main(["photos", str(photos), "--out", str(tmp_path / "out"), "--pairs", "20", "--validation", "10"])
     errors = capsys.readouterr().err
-    assert "broken.jpg" in errors and "small.png" in errors and "notes.txt" not in errors and "a.png" not in errors
+    assert all(name in errors for name in ("broken.jpg", "small.png", "deep.png"))
+    assert "notes.txt" not in errors and "a.png" not in errors
     assert torch.equal(data.load_photo(photos / "a.png"), picture(80, 64))
     assert len(torch.load(tmp_path / "out" / "train_data.pkl", weights_only=True)[0]) == 20
+
+
+def test_no_photo_is_in_training_and_validation(tmp_path, monkeypatch):
+    for number in range(11):
+        (tmp_path / f"{number:02}.png").write_bytes(b"")
+    monkeypatch.setattr(data, "load_photo", lambda path: torch.full((3, 40, 40), int(path.stem), dtype=torch.uint8))
+    train, validation = data.from_photos(tmp_path, 30, 6, seed=0)
+    assert train[0].unique().tolist() == list(range(1, 10)) and validation[0].unique().tolist() == [0, 10]
+    assert len(data.from_photos(tmp_path, 11, 0, seed=0)[0][0].unique()) == 11
+    for number in range(1, 11):
+        (tmp_path / f"{number:02}.png").unlink()
+    with pytest.raises(ValueError, match="two photos"):
+        data.from_photos(tmp_path, 30, 6, seed=0)
 
 
 def test_photo_command_without_pillow_says_what_to_install(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Project 1's model: its API, its training recipe and its weights file."""
 
+import copy
 import itertools
 import math
 import subprocess
@@ -85,11 +86,15 @@ def test_batches_and_chunks_do_not_change_a_prediction(trained, monkeypatch):
     torch.testing.assert_close(torch.cat([trained.predict(image[None]) for image in images]), whole)
 
 
-def test_tiles_change_nothing(trained, monkeypatch):
+def test_tiles_change_next_to_nothing(trained, monkeypatch):
     images = noisy_versions(smooth_images(1, 150, 301))[0]
-    whole = trained.predict(images)
-    monkeypatch.setattr(project, "TILE", 128)
+    shipped = Model()
+    shipped.load_pretrained_model()
+    whole, of_shipped = trained.predict(images), shipped.predict(images)
+    monkeypatch.setattr(project, "TILE", 192)
     torch.testing.assert_close(trained.predict(images), whole, atol=0.01, rtol=0)
+    difference = (shipped.predict(images) - of_shipped).abs()  # its gates know a little of what is farther away
+    assert difference.mean() < 0.02 and difference.max() < 3  # grey values
 
 
 def test_largest_network_of_ours_sees_no_farther_than_the_margin():
@@ -124,6 +129,8 @@ def test_gates_of_a_large_image_know_what_is_around():
     block, hidden = gating_block(), torch.rand(1, 8, 16, 128)
     expected = block.gated(hidden[..., :16])
     torch.testing.assert_close(block.gated(hidden)[..., :8], expected[..., :8])  # up to the middle of the first cell
+    tile = block.gated(hidden[..., 32:])
+    torch.testing.assert_close(tile[..., 8:], block.gated(hidden)[..., 40:])
     elsewhere = hidden.clone()
     elsewhere[..., 64:] = 0
     torch.testing.assert_close(block.gated(elsewhere)[..., :56], block.gated(hidden)[..., :56])
@@ -134,11 +141,11 @@ def test_tiles_go_to_the_device_one_at_a_time(trained, monkeypatch):
     sizes = []
     original = Model._denoise
     monkeypatch.setattr(Model, "_denoise", lambda self, x, e: sizes.append(x.shape[2:]) or original(self, x, e))
-    trained.predict(torch.zeros(1, 3, 530, 1100))
-    assert len(sizes) == 2 * 3 and all(max(size) <= 512 for size in sizes)
+    trained.predict(torch.zeros(1, 3, 780, 1420))
+    assert len(sizes) == 2 * 3 and all(max(size) <= 768 for size in sizes)
 
 
-@pytest.mark.parametrize("size", [1, 64, 65, 511, 512, 513, 960, 961, 4000])
+@pytest.mark.parametrize("size", [1, 128, 129, 767, 768, 769, 1408, 1409, 4000])
 def test_tiles_cover_everything_and_overlap(size):
     starts = list(project.tile_starts(size))
     covered = {i for start in starts for i in range(start, min(size, start + project.TILE))}
@@ -275,6 +282,49 @@ def test_bfloat16_learns_as_well(monkeypatch):
         errors.append(squared_error(model.predict(noisy_versions(clean)[0]), clean))
     assert errors[0] != errors[1]  # the rounding shows
     assert errors[1] < 1.05 * errors[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch": 2},
+        {"muon_rate": 0},
+        {"muon_rate": 1e-3},
+        {"adam_rate": 1e-3},
+        {"scheduled": False},
+        {"averaging": 0},
+        {"least_steps": 16},
+        {"transposed": False},
+        {"exchange": False},
+        {"easy_first": 0},
+    ],
+    ids=str,
+)
+def test_every_setting_of_the_recipe_counts(change):
+    learnt = []
+    for changed in ({}, change):
+        model = Model(width=8, recipe=Recipe(**({"batch": 1, "least_steps": 1} | changed)))
+        model.train(*noisy_versions(smooth_images(64, 4, 8)), epochs=4)  # batches of 32 or less
+        learnt.append(weights(model))
+    assert not torch.allclose(*learnt)
+
+
+def test_an_interrupted_step_leaves_no_gradient_for_the_next_call(trained):
+    a, b = noisy_versions(smooth_images(8))
+    learnt = []
+    for interrupted in (False, True):
+        model = copy.deepcopy(trained)
+        if interrupted:
+            model.network(torch.rand(1, 3, 8, 8)).sum().backward()
+        model.train(a, b, 1)
+        learnt.append(weights(model))
+    assert torch.equal(*learnt)
+
+
+def test_a_copy_of_an_equivariant_model_stays_so(trained):
+    model = copy.deepcopy(trained)
+    model.train(*noisy_versions(smooth_images(64)), 1)
+    assert largest_turn(model, noisy_versions(smooth_images(2, 10, 14))[0], False) < 0.01
 
 
 def test_muon_agrees_with_torch():
@@ -459,6 +509,17 @@ def test_save_and_load_keep_everything(trained, tmp_path):
     torch.load(tmp_path / "w.pth", weights_only=True)
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_files_describe_their_network_in_full(network, tmp_path):
+    model = Model(network, seed=3)
+    model.save(tmp_path / "a.pth")
+    content = torch.load(tmp_path / "a.pth", weights_only=True)
+    assert content["network"] == network and "width" in content["sizes"]  # though it is the default
+    loaded = Model()
+    loaded.load(tmp_path / "a.pth")
+    assert loaded.name == network and torch.equal(weights(loaded), weights(model))
+
+
 def test_failed_save_leaves_the_old_file(trained, tmp_path, monkeypatch):
     path = tmp_path / "w.pth"
     trained.save(path)
@@ -471,7 +532,7 @@ def test_failed_save_leaves_the_old_file(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", crash)
     with pytest.raises(OSError, match="disk full"):
         trained.save(path)
-    assert path.read_bytes() == before
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def damaged_files(path, trained):
@@ -480,6 +541,8 @@ def damaged_files(path, trained):
     yield whole[: len(whole) // 2]
     yield b""
     yield b"not a weights file at all"
+    yield b"a."
+    yield b"J\0"
     for content in ({"weights": {}}, [1, 2], torch.zeros(3)):
         torch.save(content, path)
         yield path.read_bytes()

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from Miniproject_1.model import save_whole
 from Miniproject_1.others.data import load_photos, psnr
-from Miniproject_1.others.train_best import draw_round, save_checkpoint, shared_parser
+from Miniproject_1.others.train_best import draw_round, shared_parser
 from Miniproject_2.model import Batches, Model, Trainer
 
 AVERAGE_OVER = 1_000  # steps
@@ -63,7 +64,7 @@ def main(arguments=None):
         began = time.monotonic()
         loss = train_round(model, trainer, photos, number, options)
         model.pairs_seen = (number + 1) * options.round * max(1, options.draws - 1)
-        save_checkpoint(checkpoint, {"training": trainer.state(), "round": number + 1})
+        save_whole({"training": trainer.state(), "round": number + 1}, checkpoint)
         trainer.swap()
         model.save(options.out)
         decibels = psnr(model.predict(validation[0], False), validation[1]) if validation else float("nan")
