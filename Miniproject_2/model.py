@@ -40,6 +40,7 @@ from torch import arange, cat, empty
 from torch.nn.functional import fold, unfold
 
 Tensor = type(empty(0))
+FLOAT32 = empty(0).float().dtype  # also where the default dtype is another
 
 
 # --------------------------------------------------------------------------------------------------- settings
@@ -55,6 +56,13 @@ class Architecture:
     kernel: int = 4  # of the two stride-2 convolutions; 4 divides evenly by the stride, 3 works as well
     up_kernel: int = 4  # transposed: even, >= 2; nearest: odd
     upsampling: str = "transposed"  # or "nearest": NearestUpsampling(2) followed by Conv2d
+
+    def __post_init__(self):
+        if self.upsampling not in ("transposed", "nearest"):
+            raise ValueError(f"upsampling must be 'transposed' or 'nearest', got {self.upsampling!r}")
+        if self.up_kernel < 1 or self.up_kernel % 2 != (self.upsampling == "nearest"):
+            parity = "odd" if self.upsampling == "nearest" else "even"
+            raise ValueError(f"up_kernel must be {parity} with {self.upsampling} upsampling, got {self.up_kernel}")
 
     @property
     def equivariant(self):
@@ -84,7 +92,11 @@ class Prediction:
 
     chunk_pixels: int = 2**17  # pixels that pass through the network at once, about 1 kB of work space each
     tile: int = 256  # pixels, a multiple of 4; side of the tiles of images with more than chunk_pixels
-    ensemble_pixels: int = 2**18  # largest image for which ensemble=None averages the eight symmetries
+    ensemble_side: int = 64  # pixels; ensemble=None averages images up to this height and width
+
+    def __post_init__(self):
+        if self.tile < 4 or self.tile % 4:
+            raise ValueError(f"tile must be a multiple of 4, got {self.tile}")
 
 
 # ---------------------------------------------------------------------------------- random numbers and checks
@@ -118,8 +130,8 @@ def check_maps(x, channels, like, block):
     """`x` detached, if it is a (N, channels, H, W) tensor of the dtype and device of the parameter `like`."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{block} takes a tensor, got {type(x).__name__}")
-    if x.dim() != 4 or x.shape[1] != channels:
-        raise ValueError(f"{block} takes a (N, {channels}, H, W) tensor, got {tuple(x.shape)}")
+    if x.dim() != 4 or x.shape[1] != channels or not x.shape[0]:
+        raise ValueError(f"{block} takes a (N, {channels}, H, W) tensor of at least one image, got {tuple(x.shape)}")
     if x.dtype != like.dtype or x.device != like.device:
         raise ValueError(
             f"{block} has {like.dtype} parameters on {like.device}, got {x.dtype} on {x.device}: "
@@ -212,8 +224,8 @@ def scatter_patches(patches, window, positions, shape):
     (oh, ow), (kh, kw), (sh, sw), groups = positions, window.kernel, window.stride, window.groups
     patches = patches.view(groups, n, oh, ow, kh, kw, c // groups)
     cells = new_cells(patches, window, positions, shape)
-    for i, i_end, y, y_in in tap_runs(kh, sh, window.dilation[0]):
-        for j, j_end, x, x_in in tap_runs(kw, sw, window.dilation[1]):
+    for i, i_end, y, y_in in reversed(tap_runs(kh, sh, window.dilation[0])):  # that is, in the order of positions
+        for j, j_end, x, x_in in reversed(tap_runs(kw, sw, window.dilation[1])):
             run = patches[:, :, :, :, i:i_end, j:j_end].permute(1, 2, 4, 3, 5, 0, 6)
             rows, columns = slice(y_in, y_in + i_end - i), slice(x_in, x_in + j_end - j)
             cells[:, y : y + oh, rows, x : x + ow, columns].add_(run)
@@ -259,13 +271,13 @@ def crop_cells(cells, window, shape):
 #     spread:           image = scatter(map W^T)     TransposeConv2d forward, Conv2d gradient of the input
 #     weight_gradient:  W     = P^T map              both
 #
-# They exist three times. `FastSums` is for speed. The other two round like torch.nn.functional on a CPU in
+# They exist more than once. `FastSums` is for speed. The others round like torch.nn.functional on a CPU in
 # float32: any other order of the same sum differs by more than plain `allclose` forgives near zero.
 
 
 def weight_matrix(weight, groups):
-    """(R, C / G, KH, KW) -> (G, T, R / G), T in the order of `gather_patches`."""
-    return weight.unflatten(0, (groups, -1)).permute(0, 3, 4, 2, 1).flatten(1, 3)
+    """(R, C / G, KH, KW) -> (G, T, R / G), T in the order of `gather_patches`, and contiguous along it."""
+    return weight.unflatten(0, (groups, -1)).permute(0, 1, 3, 4, 2).flatten(2).mT
 
 
 def maps_to_rows(maps, groups):
@@ -279,7 +291,7 @@ def rows_to_maps(rows, n, positions):
 
 
 class FastSums:
-    """One matrix product over the patches of the whole batch."""
+    """One matrix product over the patches of the whole batch; torch does the same for one small channels-last image."""
 
     @staticmethod
     def correlate(unfolded, weight, bias):
@@ -298,7 +310,7 @@ class FastSums:
     @staticmethod
     def weight_gradient(unfolded, maps):
         """An `Unfolded` image, (N, R, OH, OW) -> (R, C / G, KH, KW): gradient of sum(correlate(image) * maps)."""
-        matrix = unfolded.patches.mT.bmm(maps_to_rows(maps, unfolded.window.groups))  # (G, T, R / G)
+        matrix = maps_to_rows(maps, unfolded.window.groups).mT.bmm(unfolded.patches)  # (G, R / G, T)
         return FastSums.as_weight(matrix, unfolded.window)
 
     @staticmethod
@@ -308,13 +320,12 @@ class FastSums:
 
     @staticmethod
     def as_weight(matrix, window):
-        """(G, T, R / G) -> (R, C / G, KH, KW): back from `weight_matrix`."""
-        groups, _, outputs = matrix.shape
-        return matrix.view(groups, *window.kernel, -1, outputs).permute(0, 4, 3, 1, 2).flatten(0, 1)
+        """(G, R / G, T) -> (R, C / G, KH, KW)."""
+        return matrix.unflatten(2, (*window.kernel, -1)).permute(0, 1, 4, 2, 3).flatten(0, 1)
 
 
 class ColumnSums(FastSums):
-    """torch's own im2col convolution, which it uses for one small image (see `choose_sums`). N and G are 1.
+    """torch's own im2col convolution, which it uses for one small contiguous image (see `choose_sums`). N and G are 1.
 
     The bias is the accumulator of Conv2d's product, and a separate addition after TransposeConv2d's col2im.
     """
@@ -449,7 +460,7 @@ class OrderedSums(FastSums):
         """
         rows = maps_to_rows(maps, unfolded.window.groups)
         matrix = OrderedSums.padded_product(unfolded.patches.mT, rows)  # (G, T, R / G)
-        return FastSums.as_weight(matrix, unfolded.window)
+        return FastSums.as_weight(matrix.mT, unfolded.window)
 
     @staticmethod
     def bias_gradient(maps):
@@ -527,14 +538,14 @@ def choose_sums(x, weight, groups):
     """The class of sums that rounds like torch does for a layer with the input `x`.
 
     torch (aten/src/ATen/native/Convolution.cpp, use_mkldnn) gives one small image and a small kernel to its
-    own im2col code, all else in float32 on a CPU to oneDNN.
+    own im2col code, one for each memory format, and all else in float32 on a CPU to oneDNN.
     """
     if x.device.type != "cpu" or str(x.dtype) != "torch.float32":
         return FastSums
     kh, kw = weight.shape[2:]
     to_onednn = groups > 1 or (kh > 3 and kw > 3) or x.shape[0] > 1 or x.numel() > 20480
     if not to_onednn:
-        return ColumnSums
+        return ColumnSums if x.is_contiguous() or x.stride(1) != 1 else FastSums
     return WideOrderedSums if has_avx512() else OrderedSums
 
 
@@ -545,8 +556,8 @@ class Module:
     """A block. `forward` keeps what `backward` needs; `backward` returns the gradient of the input.
 
     `backward` adds the gradients of the parameters to those in `param()`. It belongs to the last `forward`;
-    called twice, it adds twice. No tensor that a block makes or keeps requires grad, whatever the global grad
-    mode and the inputs.
+    called twice, it adds twice. What went into a `forward` and came out of it must not be changed in place before that,
+    but by the `inplace` of a following block. Outputs never require grad, whatever the global grad mode and the inputs.
     """
 
     def forward(self, *input):
@@ -572,8 +583,9 @@ class Module:
 class Convolution(Module):
     """What Conv2d and TransposeConv2d share: the parameters, their gradients and their initialisation.
 
-    `weight` and `bias` may be copied into or assigned; assigning copies the values (and takes over dtype and
-    device), so that optimisers made before keep working. `weight_grad` and `bias_grad` are the gradients.
+    `weight` and `bias` may be copied into or assigned. Assigning copies the values, so that optimisers made before keep
+    working; after it has changed the dtype or the device, make them anew. `weight_grad` and `bias_grad` are the
+    gradients.
 
     `torch_rounding` (default True): on a CPU in float32, add in torch's order where it can be had
     (`OrderedSums`, `ColumnSums`), at some cost in speed. Set it to False for the fastest way.
@@ -647,7 +659,7 @@ def in_format_of(x, result):
 
 
 def check_counts(groups, **channels):
-    for name, count in {**channels, "groups": groups}.items():
+    for name, count in {"groups": groups, **channels}.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"{name} must be an int >= 1, got {count!r}")
         if count % groups:
@@ -835,7 +847,10 @@ class ReLU(Elementwise):
         return x.relu_() if self.inplace else x.relu()
 
     def derivative(self, y, gradient):
-        """1 where the output is positive, else 0, also at 0. The sign of the output is that mask."""
+        """1 where the output is positive, else 0, also at 0. Its sign is that mask, 20 times as fast as masked_fill.
+
+        Unlike torch's, a gradient that is not finite gives NaN there.
+        """
         return y.sign().mul_(gradient)
 
 
@@ -880,8 +895,10 @@ class MSE(Module):
         self._difference = None
 
     def forward(self, prediction, target):
-        if prediction.shape != target.shape:
-            raise ValueError(f"MSE takes two equal shapes, got {tuple(prediction.shape)} and {tuple(target.shape)}")
+        if prediction.shape != target.shape or not prediction.numel():
+            raise ValueError(
+                f"MSE takes two equal shapes with elements, got {tuple(prediction.shape)} and {tuple(target.shape)}"
+            )
         self._difference = prediction.detach() - target.detach()
         return self._difference.square().mean()
 
@@ -889,6 +906,8 @@ class MSE(Module):
         """2 (prediction - target) / numel, times the gradient of the loss itself."""
         if self._difference is None:
             raise RuntimeError("MSE.backward needs the tensors of a forward: call forward first")
+        if isinstance(gradwrtoutput, Tensor):
+            gradwrtoutput = check_gradient(gradwrtoutput, (), "MSE")
         return self._difference * (2 / self._difference.numel()) * gradwrtoutput
 
 
@@ -936,6 +955,10 @@ class Optimiser:
             raise ValueError(f"lr must be >= 0, got {lr}")
         self.lr = lr
 
+    def _zeros(self):
+        """One tensor like each gradient."""
+        return [gradient.detach().new_zeros(gradient.shape) for _, gradient in self.params]
+
     def zero_grad(self):
         for _, gradient in self.params:
             gradient.detach().zero_()
@@ -977,9 +1000,8 @@ class Adam(Optimiser):
         super().__init__(params, lr)
         self.betas, self.eps, self.weight_decay, self.amsgrad = betas, eps, weight_decay, amsgrad
         self._steps = 0
-        self._mean = [gradient.detach() * 0 for _, gradient in self.params]
-        self._square = [gradient.detach() * 0 for _, gradient in self.params]
-        self._largest = [gradient.detach() * 0 for _, gradient in self.params] if amsgrad else None
+        self._mean, self._square = self._zeros(), self._zeros()
+        self._largest = self._zeros() if amsgrad else None
 
     def state(self):
         """What the next step depends on beside parameters and gradients, for `load_state`."""
@@ -1032,14 +1054,16 @@ class Muon(Optimiser):
         vector_lr=0.2,
     ):
         super().__init__(params, lr)
+        if ns_steps < 1:
+            raise ValueError(f"ns_steps must be >= 1, got {ns_steps}")
         self.weight_decay, self.momentum, self.nesterov = weight_decay, momentum, nesterov
         self.eps, self.ns_steps, self.vector_lr = eps, ns_steps, vector_lr
         vectors = [entry for entry in self.params if entry[0].dim() < 2]
         self._vectors = Adam(vectors, lr, (0.9, 0.95)) if vectors else None
         self._stacks = {}  # parameters of one matrix shape, orthogonalised in one batch
-        for parameter, gradient in self.params:
+        for (parameter, gradient), zeros in zip(self.params, self._zeros(), strict=True):
             if parameter.dim() > 1:
-                entry = (parameter, gradient, gradient.detach() * 0)
+                entry = (parameter, gradient, zeros)
                 self._stacks.setdefault(parameter.detach().flatten(1).shape, []).append(entry)
 
     def state(self):
@@ -1256,8 +1280,8 @@ def check_images(images, colours, name):
         )
     if images.numel() == 0:
         raise ValueError(f"{name} must hold at least one pixel, got the shape {tuple(images.shape)}")
-    if images.is_floating_point() and not images.isfinite().all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity: replace them, e.g. with nan_to_num")
+    if images.is_floating_point() and not images.float().isfinite().all():
+        raise ValueError(f"{name} must be finite float32, got NaN or infinity: replace them, e.g. with nan_to_num")
     return images.detach()
 
 
@@ -1379,7 +1403,7 @@ class Model:
     def __init__(self, seed=0, architecture=Architecture(), recipe=Recipe(), prediction=Prediction()):
         self.architecture, self.recipe, self.prediction = architecture, recipe, prediction
         self.generator = random.Random(seed)
-        self.network = build_network(architecture, self.generator)
+        self.network = build_network(architecture, self.generator).to(FLOAT32)
         self.pairs_seen = 0
 
     # training
@@ -1458,16 +1482,16 @@ class Model:
 
         `ensemble` averages the predictions of several views of each image: its eight flips and transposes, or,
         since an equivariant network turns with them anyway, the image and its negative, each with its colours in
-        both orders. True, False, or None for images of up to `Prediction.ensemble_pixels`. Images pass in chunks,
+        both orders. True, False, or None for up to `Prediction.ensemble_side` (64) a side. Images pass in chunks,
         large ones in overlapping tiles, so that the memory stays bounded; the result is that of the whole batch.
         """
         images = check_images(images, self.architecture.colours, "images")
         self.network.to(images.device)
         n, _, h, w = images.shape
         if ensemble is None:
-            ensemble = h * w <= self.prediction.ensemble_pixels
+            ensemble = max(h, w) <= self.prediction.ensemble_side
         chunk = max(1, self.prediction.chunk_pixels // (h * w))
-        result = empty(images.shape, device=images.device)
+        result = empty(images.shape, dtype=FLOAT32, device=images.device)
         for start in range(0, n, chunk):
             part = images[start : start + chunk].float()
             views = self._views() if ensemble else [(0, False, False)]
@@ -1488,7 +1512,7 @@ class Model:
             return self.network(self.network_input(images))[:, :, :h, :w] * 255
         images = pad_to_multiple(images, 4)
         tile, margin = self.prediction.tile, self.reach()
-        result = empty(images.shape, device=images.device)
+        result = empty(images.shape, dtype=FLOAT32, device=images.device)
         for y in range(0, images.shape[2], tile):
             for x in range(0, images.shape[3], tile):
                 top, left = max(0, y - margin), max(0, x - margin)

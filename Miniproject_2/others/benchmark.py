@@ -3,8 +3,9 @@
     python Miniproject_2/others/benchmark.py --repeats 30 --threads 2
 
 Both sides take turns, so that a busy moment hits both; the table shows medians in milliseconds. torch's side
-is the faster of contiguous and channels-last tensors, and its Muon is our own code on torch's parameters and
-gradients.
+is the faster, all in all, of contiguous and channels-last tensors, and its Muon is our own code on torch's parameters
+and gradients. For a network, torch is spared the gradient of the input. The last line is the ratio of an epoch: steps
+with all that `Model.train` does, from drawing the pairs to averaging the weights.
 """
 
 import argparse
@@ -58,7 +59,8 @@ class TorchStep:
         self.optimiser = make_optimiser(pairs) if make_optimiser else None
 
     def prepare(self, x):
-        return x.contiguous(memory_format=self.format).requires_grad_()
+        """A network trains without the gradient of its input, a block has it measured."""
+        return x.contiguous(memory_format=self.format).requires_grad_(not isinstance(self.layer, nn.Sequential))
 
     def forward(self, x):
         self.output = self.layer(x)
@@ -133,6 +135,45 @@ def report(title, results):
     print(f"{title:36} {'  '.join(cells)}  {total:8.2f} {reference:8.2f} {total / reference:6.2f}", flush=True)
 
 
+class WholeSteps:
+    """What `Model.train` does in a step, by our trainer or by torch: draw pairs, learn from them, average."""
+
+    def __init__(self, batch, size, architecture):
+        self.batch, self.model = batch, ours.Model(architecture=architecture)
+        noisy = torch.randint(0, 256, (16 * batch, architecture.colours, size, size), dtype=torch.uint8)
+        self.batches = ours.Batches(noisy, noisy, self.model.recipe.crop, random.Random(0))
+        self.trainer = ours.Trainer(self.model.network, self.model.recipe, 1000, architecture.equivariant)
+        self.steps = {
+            name: TorchStep(torch_network(architecture), last, lambda params: ours.Muon(params, 1e-3))
+            for name, last in (("torch", False), ("torch channels-last", True))
+        }
+        self.averages = {
+            name: [p.detach().clone() for p in step.layer.parameters()] for name, step in self.steps.items()
+        }
+
+    def take(self, name):
+        noisy_a, noisy_b = self.batches.draw(self.batch)
+        x, y = self.model.network_input(noisy_a), self.model.network_target(noisy_b)
+        if name == "ours":
+            self.trainer.step(x, y, 1e-3)
+            return
+        step = self.steps[name]
+        nn.functional.mse_loss(step.forward(step.prepare(x)), y).backward()
+        step.update()
+        torch._foreach_lerp_(self.averages[name], [p.detach() for p in step.layer.parameters()], 1e-3)
+
+    def milliseconds(self, repeats):
+        """{name: median}, taking turns."""
+        times = {name: [] for name in ("ours", *self.steps)}
+        for repeat in range(repeats + 3):
+            for name, passed in times.items():
+                start = time.perf_counter()
+                self.take(name)
+                if repeat >= 3:
+                    passed.append(1e3 * (time.perf_counter() - start))
+        return {name: statistics.median(passed) for name, passed in times.items()}
+
+
 def contenders(make_block, make_layer, make_optimiser=None):
     return {
         "ours": OurStep(make_block(), make_optimiser),
@@ -197,6 +238,9 @@ def main():
     ]:
         both = contenders(lambda: ours.build_network(a, random.Random(0)), lambda: torch_network(a), optimiser)
         report(title, measure(both, (n, a.colours, size, size), options.repeats))
+    steps = WholeSteps(n, size, a).milliseconds(options.repeats)
+    mine, torchs = steps.pop("ours"), min(steps.values())
+    print(f"{'a step of an epoch, with everything':36} {'':52} {mine:8.2f} {torchs:8.2f} {mine / torchs:6.2f}")
 
 
 if __name__ == "__main__":

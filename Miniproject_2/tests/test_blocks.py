@@ -52,6 +52,19 @@ def test_only_inplace_overwrites_its_input():
     ours.LeakyReLU()(x)
     assert x.tolist() == [-1, 2]
     assert ours.ReLU(inplace=True)(x) is not None and x.tolist() == [0, 2]
+    y = torch.tensor([-1.0, 2.0])
+    ours.LeakyReLU(0.5, inplace=True)(y)
+    assert y.tolist() == [-0.5, 2]
+
+
+def test_backward_of_the_loss_takes_the_gradient_of_one_number():
+    loss = ours.MSE()
+    with pytest.raises(ValueError, match="with elements"):
+        loss(torch.ones(0), torch.ones(0))
+    loss(torch.ones(2), torch.zeros(2))
+    assert loss.backward(3.0).tolist() == loss.backward(torch.tensor(3.0)).tolist() == [3, 3]
+    with pytest.raises(ValueError, match="gradient of shape"):
+        loss.backward(torch.ones(5, 2))
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, (2, 3), 2.0])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from Miniproject_1 import model as project_1
 from Miniproject_2 import model as ours
 
 FOLDER = Path(ours.__file__).resolve().parent
@@ -106,6 +107,16 @@ def test_torch_trains_after_our_blocks_were_used():
     layer = torch.nn.Conv2d(1, 1, 3)
     layer(torch.ones(1, 1, 5, 5)).sum().backward()
     assert layer.weight.grad is not None
+
+
+def test_project_1_trains_after_project_2():
+    pairs = [torch.rand(16, 3, 8, 8) * 255 for _ in range(2)]
+    with torch.no_grad():
+        ours.Model(architecture=ours.Architecture(width=8, deep_width=8)).train(*pairs, 1)
+    model = project_1.Model(width=8)
+    before = [parameter.clone() for parameter in model.network.parameters()]
+    model.train(*pairs, 1)
+    assert not all(map(torch.equal, before, model.network.parameters()))
 
 
 def test_blocks_work_without_grad_mode():

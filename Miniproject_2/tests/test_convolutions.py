@@ -170,6 +170,25 @@ def test_rounds_like_torch(n, window):
         assert torch.allclose(transposed.backward(gradient), torch.autograd.grad(expected, x, gradient)[0])
 
 
+@pytest.mark.parametrize("window", [(3, 1, 0), (3, 1, 1), (3, 2, 1), (2, 2, 0), (2, 1, 0), (3, 3, 0)], ids=str)
+def test_one_channels_last_image_rounds_like_torch(window):
+    """torch sums kernel rows, columns and channels there, in that order."""
+    for seed, (inputs, outputs) in enumerate([(3, 3), (5, 7), (8, 16), (3, 1)]):
+        torch.manual_seed(seed)
+        for block, layer in [
+            (ours.Conv2d(inputs, outputs, *window), Conv2d(inputs, outputs, *window)),
+            (ours.TransposeConv2d(inputs, outputs, *window), ConvTranspose2d(inputs, outputs, *window)),
+        ]:
+            block.weight, block.bias = layer.weight, layer.bias
+            x = torch.randn(1, inputs, 19, 24).contiguous(memory_format=torch.channels_last).requires_grad_()
+            expected = layer(x)
+            gradient = torch.randn_like(expected)
+            expected.backward(gradient)
+            assert torch.allclose(block(x), expected)
+            assert torch.allclose(block.backward(gradient), x.grad)
+            assert torch.allclose(block.weight_grad, layer.weight.grad)
+
+
 @pytest.mark.parametrize("n", [1, 4])
 def test_parameter_gradients_round_like_torch_in_one_thread(n):
     threads = torch.get_num_threads()
@@ -209,7 +228,7 @@ def test_rounds_like_torch_where_there_is_only_avx2():
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
-    assert "21 passed" in done.stdout
+    assert "27 passed" in done.stdout
 
 
 def test_default_initialisation_is_torchs():
@@ -247,23 +266,22 @@ def test_copying_from_a_parameter_builds_no_graph():
     assert not conv.weight_grad.requires_grad
 
 
-def test_a_second_forward_is_the_one_that_counts():
-    conv, first, second = (
-        ours.Conv2d(1, 1, 1, bias=False),
-        torch.ones(1, 1, 2, 2),
-        torch.full((1, 1, 2, 2), 5.0),
-    )
-    conv(first)
-    conv(second)
+@pytest.mark.parametrize("kind", [ours.Conv2d, ours.TransposeConv2d])
+def test_a_second_forward_is_the_one_that_counts(kind):
+    conv = kind(1, 1, 1, bias=False)
+    conv(torch.ones(1, 1, 2, 2))
+    conv(torch.full((1, 1, 2, 2), 5.0))
     conv.backward(torch.ones(1, 1, 2, 2))
     assert conv.weight_grad.item() == 20
+    conv.backward(torch.ones(1, 1, 2, 2))
+    assert conv.weight_grad.item() == 40  # a second backward adds once more
 
 
 @pytest.mark.parametrize("block", [ours.Conv2d(2, 3, 3), ours.TransposeConv2d(2, 3, 3)])
 def test_clear_errors(block):
     with pytest.raises(RuntimeError, match="call forward first"):
         block.backward(torch.ones(1))
-    for wrong in (torch.ones(2, 5, 5), torch.ones(1, 3, 5, 5)):
+    for wrong in (torch.ones(2, 5, 5), torch.ones(1, 3, 5, 5), torch.ones(0, 2, 5, 5)):
         with pytest.raises(ValueError, match=r"\(N, 2, H, W\)"):
             block(wrong)
     with pytest.raises(ValueError, match="float64"):

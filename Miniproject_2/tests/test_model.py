@@ -141,7 +141,7 @@ def test_the_eight_symmetries_differ():
 
 
 def test_ensemble_none_follows_the_size():
-    limit = ours.Prediction(ensemble_pixels=16 * 16)
+    limit = ours.Prediction(ensemble_side=16)
     for size in (16, 20):
         images = torch.rand(1, 3, size, size) * 255
         expected = small().predict(images, ensemble=size == 16)
@@ -195,6 +195,45 @@ def test_other_architectures_train():
     model = ours.Model(architecture=NEAREST)
     model.train(noisy_a, noisy_b, 10, progress=lambda step, steps, loss: losses.append(loss.item()))
     assert sum(losses[-10:]) < sum(losses[:10])
+
+
+def test_training_leaves_the_average_of_the_weights():
+    noisy_a, noisy_b, _ = pictures(20, 16, 16)
+    model, weights = small(recipe=ours.Recipe(average_share=1.0)), []
+    copies = lambda: [parameter.clone() for parameter, _ in model.network.param()]  # noqa: E731
+    model.train(noisy_a, noisy_b, 2, progress=lambda step, steps, loss: weights.append(copies()))
+    assert len(weights) == 10
+    for left, *passed in zip(copies(), *weights, strict=True):
+        torch.testing.assert_close(left, sum(passed) / len(passed))
+
+
+def test_the_default_dtype_of_the_caller_does_not_matter():
+    noisy_a, noisy_b, _ = pictures(8, 16, 16)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            model = small()
+            model.train(noisy_a, noisy_b, 1)
+            results.append(model.predict(noisy_a))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert {result.dtype for result in results} == {torch.float32}
+    assert torch.allclose(*results, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ours.Architecture(upsampling="transpose"), "'nearest', got 'transpose'"),
+        (lambda: ours.Architecture(up_kernel=3), "must be even"),
+        (lambda: ours.Architecture(up_kernel=4, upsampling="nearest"), "must be odd"),
+        (lambda: ours.Prediction(tile=30), "multiple of 4"),
+    ],
+)
+def test_unusable_settings_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
 
 
 def test_the_same_seed_gives_the_same_weights():

@@ -125,3 +125,17 @@ def test_clear_errors():
         ours.Adam(good, -1)
     with pytest.raises(ValueError, match="nesterov"):
         ours.SGD(good, 0.1, nesterov=True)
+
+
+@pytest.mark.parametrize("kind", [ours.SGD, ours.Adam, ours.Muon])
+def test_gradients_from_before_do_not_matter(kind):
+    parameter, gradient = torch.ones(3, 2), torch.full((3, 2), float("nan"))
+    optimiser = kind([(parameter, gradient)], lr=0.1)
+    optimiser.zero_grad()
+    optimiser.step()
+    assert parameter.isfinite().all()
+
+
+def test_muon_needs_a_step_of_newton_schulz():
+    with pytest.raises(ValueError, match="ns_steps"):
+        ours.Muon([(torch.ones(2, 2), torch.ones(2, 2))], ns_steps=0)
