@@ -615,9 +615,12 @@ class Worker:
                 if seconds > limit:
                     return Outcome(f"timed out after {limit:g} s")
                 tick(seconds)
+                alive = self.process.is_alive()
                 if self.connection.poll(TICK):
                     message = self.connection.recv()
                     rows += [message] if isinstance(message, Row) else []
+                elif not alive:
+                    raise EOFError  # what it has started holds its end of the pipe
             return message
         except (EOFError, OSError):
             self.process.join()
