@@ -22,7 +22,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -32,7 +32,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from Miniproject_1.model import (
-    CELL,
     REPORT_RECIPE,
     Model,
     Recipe,
@@ -72,17 +71,6 @@ class PreActivated(ResidualBlock):
 
     def forward(self, x):
         return x + self.second(self.gated(F.relu(self.first(F.relu(x)))))
-
-
-class Ungated(ResidualBlock):
-    """x + conv(relu(conv(x)))."""
-
-    def __init__(self, width, cell):
-        super().__init__(width, cell)
-        del self.gate
-
-    def gated(self, hidden):
-        return hidden
 
 
 class GatedOutput(ResidualBlock):
@@ -163,7 +151,7 @@ class Flat(nn.Module):
     def __init__(self, width, blocks):
         super().__init__()
         self.first, self.last = convolution(3, width), zero_initialised(convolution(width, 3))
-        self.blocks = nn.Sequential(*(ResidualBlock(width, CELL) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
         make_equivariant(self)
 
     def forward(self, images):
@@ -177,7 +165,7 @@ class Levels(nn.Module):
         super().__init__()
         self.multiple = 2 ** (len(blocks) - 1)
         self.first, self.last = convolution(3, width), zero_initialised(convolution(width, 3))
-        self.level = Level(width, blocks, CELL)
+        self.level = Level(width, blocks)
         with torch.no_grad():
             self.first.weight.div_(6**0.5)
         make_equivariant(self)
@@ -189,14 +177,14 @@ class Levels(nn.Module):
 class Level(nn.Module):
     """Residual blocks around the next level, at half the resolution with twice the features."""
 
-    def __init__(self, width, blocks, cell):
+    def __init__(self, width, blocks):
         super().__init__()
-        chains = [nn.Sequential(*(ResidualBlock(width, cell) for _ in range(blocks[0]))) for _ in range(2)]
+        chains = [nn.Sequential(*(ResidualBlock(width) for _ in range(blocks[0]))) for _ in range(2)]
         self.encode, self.decode = chains if len(blocks) > 1 else (chains[0], nn.Identity())
         self.inner = None
         if len(blocks) > 1:
             self.down = convolution(width, 2 * width, kernel=2, stride=2)
-            self.inner = Level(2 * width, blocks[1:], cell // 2)
+            self.inner = Level(2 * width, blocks[1:])
             self.up = he_initialised(nn.ConvTranspose2d(2 * width, width, 2, stride=2))
             with torch.no_grad():
                 for layer in (self.down, self.up):
@@ -253,8 +241,8 @@ VARIANTS = {
     "GELU": with_activation(nn.GELU()),
     "SiLU": with_activation(nn.SiLU()),
     "pre-activation": Variant(network=lambda: with_blocks(PreActivated)),
-    "no gates": Variant(network=lambda: with_blocks(Ungated)),
-    "gates on the output of a block": Variant(network=lambda: with_blocks(GatedOutput)),
+    "gates": Variant(sizes={"gates": True}),
+    "gates on the output of a block": Variant(network=lambda: with_blocks(GatedOutput, gates=True)),
     "halves multiplied": Variant(network=lambda: with_blocks(Multiplied)),
     "depthwise, layer norm, not equivariant": Variant(network=lambda: with_blocks(Depthwise, False)),
     "inputs x1": Variant(network=lambda: Scaled(1)),
@@ -281,6 +269,7 @@ VARIANTS = {
     "easy first 0.01": Variant({"easy_first": 0.01}),
     "means of 3 noisy targets": averaged(4),
     "means of 7 noisy targets": averaged(8),
+    "means of 7 noisy targets, gates": replace(averaged(8), sizes={"gates": True}),
     "means of 15 noisy targets": averaged(16),
     "clean targets": Variant({"exchange": False}, draw=noisy_and_clean),
     "half of the photos": Variant(photos=0.5),

@@ -51,6 +51,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--start", type=Path, help="weights to begin with, of as many blocks or fewer; default: fresh")
     for name in ("width", "blocks", "inner_blocks"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="of the network; see ResidualUNet")
+    parser.add_argument("--gates", action="store_true", default=None, help="of the network; see ResidualUNet")
     for name in ("batch", "muon_rate", "adam_rate", "averaging", "easy_first"):
         field = {field.name: field for field in dataclasses.fields(Recipe)}[name]
         parser.add_argument(f"--{name.replace('_', '-')}", type=field.type, default=field.default)
@@ -66,7 +67,7 @@ def make_model(options):
         easy_first=options.easy_first,
         exchange=options.draws == 1,  # means are not exchangeable with single draws
     )
-    sizes = {name: getattr(options, name) for name in ("width", "blocks", "inner_blocks")}
+    sizes = {name: getattr(options, name) for name in ("width", "blocks", "inner_blocks", "gates")}
     sizes = {name: size for name, size in sizes.items() if size is not None}
     model = Model(recipe=recipe, seed=options.seed, **sizes)
     if options.start:

@@ -39,8 +39,8 @@ def weights(model):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A small network that has learnt from 64 pairs of 32 x 32."""
-    model = Model(width=8)
+    """A small network with gates that has learnt from 64 pairs of 32 x 32."""
+    model = Model(width=8, gates=True)
     model.train(*noisy_versions(smooth_images(64)), epochs=6)
     return model
 
@@ -99,7 +99,7 @@ def test_tiles_change_next_to_nothing(trained, monkeypatch):
 
 def test_largest_network_of_ours_sees_no_farther_than_the_margin():
     """A pixel's influence ends within MARGIN, but for the gates: a network of the shipped depth spreads one dot."""
-    network = Model(width=8, blocks=3, inner_blocks=2).network.double()
+    network = Model(width=8, blocks=3, inner_blocks=2, gates=True).network.double()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.fill_(1.0 if parameter.ndim == 4 and "gate" not in name else 0)  # no path is rounded away
