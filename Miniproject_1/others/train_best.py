@@ -67,13 +67,13 @@ def make_model(options):
         easy_first=options.easy_first,
         exchange=options.draws == 1,  # means are not exchangeable with single draws
     )
-    sizes = {name: getattr(options, name) for name in ("width", "blocks", "inner_blocks", "gates")}
-    sizes = {name: size for name, size in sizes.items() if size is not None}
+    start = read_weights(options.start) if options.start else {"sizes": {}}
+    given = {name: getattr(options, name) for name in ("width", "blocks", "inner_blocks", "gates")}
+    sizes = start["sizes"] | {name: size for name, size in given.items() if size is not None}
     model = Model(recipe=recipe, seed=options.seed, **sizes)
     if options.start:
-        content = read_weights(options.start)
-        grow(model.network, content["weights"])
-        model.pairs_seen = content["pairs_seen"]
+        grow(model.network, start["weights"])
+        model.pairs_seen = start["pairs_seen"]
     return model
 
 
