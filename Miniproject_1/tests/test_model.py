@@ -413,7 +413,7 @@ def test_training_goes_on_at_a_lower_rate(trained):
     a, b = noisy_versions(smooth_images(16, seed=5), seed=5)
     distances = []
     for seen in (0, 10**9):
-        model = Model(width=8)
+        model = Model(width=8, gates=True)
         model.network.load_state_dict(trained.network.state_dict())
         model.pairs_seen = seen
         before = weights(model)
