@@ -2,7 +2,7 @@
 
 Measured on 1,000 validation images in the grader's PSNR (mean over images; the noisy ones have 20.88 dB), on two cores
 of an AMD EPYC (AVX-512) with torch 2.13.0: bestmodel.pth 25.80 dB in a single pass, 25.86 dB with self-ensemble; a
-fresh `Model` after one epoch of 50,000 pairs 25.59 and 25.66 dB, in 115 s.
+fresh `Model` after one epoch of 50,000 pairs 25.60 and 25.66 dB, in 115 to 120 s.
 
 Only `empty`, `cat`, `arange`, `fold` and `unfold` are imported from torch; everything else is tensor methods
 and the standard library. Every block has a `forward`, and a `backward` that is the transpose of its linear
