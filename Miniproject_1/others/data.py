@@ -43,18 +43,19 @@ LEAF_COVER = 4.0  # area of discs as large as the leaves are long, in scenes; ab
 # ---------------------------------------------------------------------------------------------- point sampling
 
 
-def point_sample(picture, boxes, generator):
+def point_sample(picture, boxes, generator, cells=CELLS):
     """One noisy image of each square of a picture; another call draws another.
 
     Args:
         picture: uint8 (C, H, W).
-        boxes: int64 (N, 3), rows of (top, left, side) in pixels, side >= 32, inside the picture.
+        boxes: int64 (N, 3), rows of (top, left, side) in pixels, side >= cells, inside the picture.
         generator: `torch.Generator` that draws the samples.
+        cells: cells a side S.
 
-    Returns uint8 (N, C, 32, 32).
+    Returns uint8 (N, C, S, S).
     """
     channels, _, width = picture.shape
-    rows, columns = cell_edges(boxes)
+    rows, columns = cell_edges(boxes, cells)
     y = _inside(rows.unsqueeze(2), 1, generator)
     x = _inside(columns.unsqueeze(1), 2, generator)
     return picture.reshape(channels, -1)[:, y * width + x].transpose(0, 1)
@@ -70,24 +71,25 @@ def cell_means(picture, boxes):
     return (sums / area).round().to(torch.uint8).transpose(0, 1)
 
 
-def cell_edges(boxes):
+def cell_edges(boxes, cells=CELLS):
     """First row and first column of the cells of each square, and the ends: two int64 (N, S + 1)."""
-    steps = torch.arange(CELLS + 1)
+    steps = torch.arange(cells + 1)
     top, left, side = boxes[:, 0:1], boxes[:, 1:2], boxes[:, 2:3]
-    return top + steps * side // CELLS, left + steps * side // CELLS
+    return top + steps * side // cells, left + steps * side // cells
 
 
 def _inside(edges, axis, generator):
     """A random coordinate inside every cell, (N, S, S), from edges that run along the axis."""
-    first, size = edges.narrow(axis, 0, CELLS), edges.diff(dim=axis)
-    uniform = torch.rand(len(edges), CELLS, CELLS, generator=generator)
+    size = edges.diff(dim=axis)
+    first, cells = edges.narrow(axis, 0, size.shape[axis]), size.shape[axis]
+    uniform = torch.rand(len(edges), cells, cells, generator=generator)
     return first + (uniform * size).long()
 
 
-def random_boxes(count, height, width, generator):
-    """`count` random squares inside a picture, int64 (count, 3): top, left, side."""
+def random_boxes(count, height, width, generator, cells=CELLS):
+    """`count` random squares of at least `cells` pixels a side inside a picture, int64 (count, 3): top, left, side."""
     short = min(height, width)
-    smallest = min(short, max(CELLS, round(SMALLEST_CROP * short)))
+    smallest = min(short, max(cells, round(SMALLEST_CROP * short)))
     side = torch.randint(smallest, short + 1, (count,), generator=generator)
     top = (torch.rand(count, generator=generator) * (height - side + 1)).long()
     left = (torch.rand(count, generator=generator) * (width - side + 1)).long()
@@ -100,11 +102,12 @@ def centre_box(height, width):
     return torch.tensor([[(height - side) // 2, (width - side) // 2, side]])
 
 
-def noisy_pairs(picture, count, seed):
-    """`count` pairs `(noisy_a, noisy_b)` from random squares of one picture."""
+def noisy_pairs(picture, count, seed, cells=CELLS):
+    """`count` pairs `(noisy_a, noisy_b)`, each cells x cells, from random squares of one picture."""
     generator = torch.Generator().manual_seed(seed)
-    boxes = random_boxes(count, *picture.shape[1:], generator)
-    return point_sample(picture, boxes, generator), point_sample(picture, boxes, generator)
+    boxes = random_boxes(count, *picture.shape[1:], generator, cells)
+    noisy_a, noisy_b = (point_sample(picture, boxes, generator, cells) for _ in range(2))
+    return noisy_a, noisy_b
 
 
 def noisy_and_clean(picture, count, seed):
@@ -115,17 +118,21 @@ def noisy_and_clean(picture, count, seed):
     return point_sample(picture, boxes, generator), cell_means(picture, boxes)
 
 
-def noisy_and_others(picture, count, seed, draws=8):
+def noisy_and_others(picture, count, seed, draws=8, inputs=None):
     """`count` pairs `(noisy, mean of others)`: squares of one picture are drawn `draws` times each (at least 2), and
-    every draw comes with the rounded mean of the other draws of its square.
+    the first `inputs` of these draws (None: all) come with the rounded mean of the other draws of their square.
 
     To learn from the mean is to learn from all the pairs of the one draw with each of the others at once: the sum of
     their squared errors differs from the squared error against the mean by what no prediction can change.
     """
     generator = torch.Generator().manual_seed(seed)
-    boxes = random_boxes(math.ceil(count / draws), *picture.shape[1:], generator)
-    noisy = torch.stack([point_sample(picture, boxes, generator) for _ in range(draws)])  # (draws, N, C, S, S)
-    others = (noisy.sum(0, dtype=torch.int32) - noisy).float() / (draws - 1)
+    inputs = draws if inputs is None else inputs
+    if not 1 <= inputs <= draws:
+        raise ValueError(f"inputs must be between 1 and the number of draws, {draws}; got {inputs}")
+    boxes = random_boxes(math.ceil(count / inputs), *picture.shape[1:], generator)
+    every = torch.stack([point_sample(picture, boxes, generator) for _ in range(draws)])  # (draws, N, C, S, S)
+    noisy = every[:inputs]
+    others = (every.sum(0, dtype=torch.int32) - noisy).float() / (draws - 1)
     return noisy.flatten(0, 1)[:count], others.round().to(torch.uint8).flatten(0, 1)[:count]
 
 

@@ -210,15 +210,16 @@ class Variant:
     network: Callable | None = None  # makes another network than `Model` has
     draw: Callable = noisy_pairs  # makes the pairs of a photograph
     photos: float = 1.0  # share of the photographs that are drawn from
+    pairs: float = 1.0  # share of the pairs asked for that are drawn
 
 
 def only_adam(rate):
     return Variant({"muon_rate": 0, "adam_rate": rate})
 
 
-def averaged(draws):
+def averaged(draws, inputs=None):
     """Targets that are means of draws - 1 noisy images: not exchangeable with the one noisy image."""
-    return Variant({"exchange": False}, draw=functools.partial(noisy_and_others, draws=draws))
+    return Variant({"exchange": False}, draw=functools.partial(noisy_and_others, draws=draws, inputs=inputs))
 
 
 VARIANTS = {
@@ -231,6 +232,7 @@ VARIANTS = {
     "width 64": Variant(sizes={"width": 64}),
     "not equivariant": Variant(sizes={"equivariant": False}),
     "not equivariant, width 24": Variant(sizes={"equivariant": False, "width": 24}),
+    "not equivariant, flips alone": Variant({"transposed": False}, sizes={"equivariant": False}),
     "width 32, 2 blocks a stage": Variant(sizes={"width": 32, "blocks": 2}),
     "2 blocks a stage": Variant(sizes={"blocks": 2}),
     "2 inner blocks": Variant(sizes={"inner_blocks": 2}),
@@ -271,9 +273,11 @@ VARIANTS = {
     "means of 7 noisy targets": averaged(8),
     "means of 7 noisy targets, gates": replace(averaged(8), sizes={"gates": True}),
     "means of 15 noisy targets": averaged(16),
+    "means of 31 noisy targets, a quarter learnt from": averaged(32, inputs=8),
     "clean targets": Variant({"exchange": False}, draw=noisy_and_clean),
     "half of the photos": Variant(photos=0.5),
     "an eighth of the photos": Variant(photos=0.125),
+    "64 x 64, a quarter of the pairs": Variant(draw=functools.partial(noisy_pairs, cells=64), pairs=0.25),
 }
 
 
@@ -308,7 +312,8 @@ def run(name, seed, photos, count, epochs, validation):
     """Trains one variant; returns its size and what came out."""
     variant = VARIANTS[name]
     model = make_model(variant, seed)
-    pairs = draw_pairs(photos[: math.ceil(variant.photos * len(photos))], count, seed, variant.draw)
+    some = photos[: math.ceil(variant.photos * len(photos))]
+    pairs = draw_pairs(some, math.ceil(variant.pairs * count), seed, variant.draw)
     parameters = sum(p.numel() for p in model.network.parameters())
     size = {"parameters": parameters, "multiply_adds": multiply_adds(model.network, model.device)}
     return size | trained_and_scored(model, pairs, epochs, validation)

@@ -2,11 +2,13 @@
 
     python Miniproject_1/others/train_best.py PHOTOS --pairs 2000000 --validate val_data.pkl --out new.pth
 
-Only noisy pairs are ever drawn: no clean image takes part. With `--draws 8` every square is drawn eight times, and each
+Only noisy images are ever drawn: no clean one takes part. With `--draws 8` every square is drawn eight times, and each
 draw is learnt from against the other seven at once, by their mean: seven pairs for the price of one, and so much less
-noise in the gradients. The run stops at any time and goes on, exactly, from its checkpoint `new.pth.checkpoint` when
-the same command is given again. The learning rate rises and falls once over all the pairs asked for, so `--pairs` is
-chosen by the time there is. `new.pth` always holds the averaged weights so far.
+noise in the gradients. With `--inputs 2` only two of the eight are, so that there are four times as many squares.
+
+The run stops at any time and goes on, exactly, from its checkpoint `new.pth.checkpoint` when the same command is given
+again. The learning rate rises and falls once over all the pairs asked for, so `--pairs` is chosen by the time there is.
+`new.pth` always holds the averaged weights so far.
 """
 
 import argparse
@@ -40,6 +42,7 @@ def shared_parser(description):
     parser.add_argument("--out", type=Path, required=True, help="weights file to write")
     parser.add_argument("--pairs", type=int, required=True, help="noisy pairs to learn from, all in all")
     parser.add_argument("--draws", type=int, default=8, help="of each square; 1: a new square for every pair")
+    parser.add_argument("--inputs", type=int, help="draws of each square that are learnt from; default: all")
     parser.add_argument("--round", type=int, default=20_000, help="pairs between two checkpoints")
     parser.add_argument("--validate", type=Path, help="a val_data.pkl to report the PSNR on after each round")
     parser.add_argument("--seed", type=int, default=0)
@@ -86,8 +89,10 @@ def grow(network, weights):
 
 
 def draw_round(photos, number, options):
-    """The fresh pairs of one round; each draw in turn is learnt from, against the mean of the square's others."""
-    draw = functools.partial(noisy_and_others, draws=options.draws) if options.draws > 1 else noisy_pairs
+    """The fresh pairs of one round: with several draws of a square, one of them and the mean of the others."""
+    draw = noisy_pairs
+    if options.draws > 1:
+        draw = functools.partial(noisy_and_others, draws=options.draws, inputs=options.inputs)
     return draw_pairs(photos, options.round, 1000 * options.seed + number, draw)
 
 

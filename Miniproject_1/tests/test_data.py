@@ -65,6 +65,22 @@ def test_each_draw_comes_with_the_mean_of_the_others():
     assert len(data.noisy_and_others(picture(), 5, seed=0, draws=3)[0]) == 5
 
 
+def test_fewer_inputs_than_draws_leave_more_squares():
+    every = data.noisy_and_others(picture(320, 320), 8, seed=0, draws=4)
+    some = data.noisy_and_others(picture(320, 320), 4, seed=0, draws=4, inputs=2)  # of the same two squares
+    for all_four, first_two in zip(every, some, strict=True):
+        assert torch.equal(all_four[:4], first_two)
+    for inputs in (0, 5):
+        with pytest.raises(ValueError, match="between 1 and the number of draws, 4"):
+            data.noisy_and_others(picture(), 4, seed=0, draws=4, inputs=inputs)
+
+
+def test_larger_pairs_have_more_cells():
+    image, (a, b) = picture(64, 64), data.noisy_pairs(picture(64, 64), 2, seed=0, cells=64)
+    assert a.shape == (2, 3, 64, 64)
+    assert torch.equal(a[0], image) and torch.equal(b[1], image)  # cells of one pixel
+
+
 @pytest.mark.parametrize("size", [(32, 32), (32, 90), (375, 500), (61, 40)])
 def test_random_boxes_stay_inside(size):
     boxes = data.random_boxes(500, *size, torch.Generator().manual_seed(0))

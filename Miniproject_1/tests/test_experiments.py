@@ -13,7 +13,7 @@ ROW |= {"ensemble": 25.0, "seconds": 2.0}
 
 @pytest.fixture(scope="module")
 def photos():
-    return [data.render_scene(seed, side=64) for seed in range(2)]
+    return [data.render_scene(seed, side=96) for seed in range(2)]
 
 
 @pytest.mark.parametrize("name", experiments.VARIANTS)
@@ -32,6 +32,20 @@ def test_networks_of_the_study_keep_any_size(size):
     for variant in experiments.VARIANTS.values():
         images = torch.rand(1, 3, *size) * 255
         assert experiments.make_model(variant, 0).predict(images, ensemble=False).shape == images.shape
+
+
+def test_variants_may_draw_from_fewer_photos_or_draw_fewer_pairs(photos, monkeypatch):
+    asked = []
+
+    def draw_pairs(some, count, seed, draw):
+        asked.append((len(some), count))
+        return data.draw_pairs(some, count, seed, draw)
+
+    monkeypatch.setattr(experiments, "draw_pairs", draw_pairs)
+    validation = data.noisy_and_clean(photos[0], 1, seed=0)
+    for name in ("half of the photos", "64 x 64, a quarter of the pairs"):
+        experiments.run(name, 0, photos, 16, 1, validation)
+    assert asked == [(1, 16), (2, 4)]
 
 
 def test_results_are_appended_and_not_repeated(photos, tmp_path, monkeypatch, capsys):

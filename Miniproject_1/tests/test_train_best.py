@@ -12,10 +12,10 @@ def run(tmp_path, monkeypatch):
     """Runs the command on procedural pictures; gives the weights it wrote, flattened."""
     monkeypatch.setattr(train_best, "load_photos", lambda folder: [data.render_scene(1, side=64)])
 
-    def call(name, pairs=96):
+    def call(name, options=()):
         path = tmp_path / name
         sizes = ["--width", "8", "--blocks", "1", "--inner-blocks", "1"]
-        train_best.main([str(tmp_path), "--out", str(path), "--pairs", str(pairs), "--round", "32", *sizes])
+        train_best.main([str(tmp_path), "--out", str(path), "--pairs", "96", "--round", "32", *sizes, *options])
         model = Model()
         model.load(path)
         return model, torch.cat([p.detach().flatten() for p in model.network.parameters()])
@@ -42,6 +42,11 @@ def test_finished_training_stays_as_it_is(run):
     _, first = run("a.pth")
     _, again = run("a.pth")
     assert torch.equal(first, again)
+
+
+def test_some_draws_only_teach(run):
+    model, _ = run("some.pth", options=["--draws", "16", "--inputs", "2"])
+    assert model.pairs_seen == 96 * 15
 
 
 def test_larger_network_grows_from_the_weights_of_a_smaller_one(run, tmp_path):
