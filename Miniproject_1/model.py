@@ -53,6 +53,12 @@ class Recipe:
     exchange: bool = True  # swap the two noisy values of half the pixels
     easy_first: float = 0.002  # weight an image by 1 / (its noise variance + this); 0: all images alike
 
+    def __post_init__(self):
+        if self.batch < 1 or not 0 <= self.averaging < 1:
+            raise ValueError(f"Recipe needs a batch of at least 1 and an averaging in [0, 1); got {self}")
+        if min(self.muon_rate, self.adam_rate, self.easy_first) < 0:
+            raise ValueError(f"Recipe needs rates and an easy_first that are not negative; got {self}")
+
 
 REPORT_RECIPE = Recipe(  # what the report that started this project trained its two networks with
     batch=8,

@@ -288,10 +288,11 @@ def add_noise(clean, kind, level, generator):
     """One noisy version of clean images by a noise of the Noise2Noise paper (its section 3).
 
     Args:
-        clean: uint8 (N, C, H, W).
+        clean: (N, C, H, W) in [0, 255].
         kind: 'gaussian' (level: standard deviation in grey values), 'poisson' (level: photons at white),
             'bernoulli' (level: share of pixels set to 0) or 'impulse' (level: share of pixels replaced by a
             uniformly random colour).
+        level: a number, or one for each image, (N, 1, 1, 1).
         generator: `torch.Generator`.
 
     Returns:
@@ -317,6 +318,31 @@ NOISE_LEVELS = {
     "bernoulli": 0.5,
     "impulse": 0.3,
 }  # the levels the command uses
+NOISE_RANGES = {"gaussian": (3.0, 75.0), "poisson": (4.0, 400.0), "bernoulli": (0.1, 0.9), "impulse": (0.05, 0.6)}
+
+
+def other_noises_and_others(picture, count, seed, draws=32):
+    """`count` pairs `(noisy, mean of others)` whose noisy images have other noise than one sample a pixel.
+
+    Each random square of the picture is drawn `draws` times (at least 8). The last quarter's rounded mean is what the
+    noisy images of the square come with. Those are, in random order: the mean of some of the other draws, and the mean
+    of all of them with each kind of `add_noise` added, at levels between those of NOISE_RANGES, evenly in their
+    logarithm. Noisy images are all that is drawn: a mean of draws stands in for the clean image that noise is added to.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    boxes = random_boxes(math.ceil(count / (1 + len(NOISE_RANGES))), *picture.shape[1:], generator)
+    every = torch.stack([point_sample(picture, boxes, generator) for _ in range(draws)]).float()  # (draws, N, C, S, S)
+    sources, others = every.split([draws - draws // 4, draws // 4])
+
+    def levels(low, high):
+        return low * (high / low) ** torch.rand(len(boxes), 1, 1, 1, generator=generator)
+
+    samples = levels(2, len(sources) + 1).long()
+    noisy = [(sources.cumsum(0)[samples.flatten() - 1, torch.arange(len(boxes))] / samples).round().to(torch.uint8)]
+    noisy += [add_noise(sources.mean(0), kind, levels(*ends), generator) for kind, ends in NOISE_RANGES.items()]
+    order = torch.randperm(len(noisy), generator=generator)
+    target = others.mean(0).round().to(torch.uint8).expand(len(noisy), *every.shape[1:])
+    return torch.stack(noisy)[order].flatten(0, 1)[:count], target.flatten(0, 1)[:count]
 
 
 # ---------------------------------------------------------------------------------------------- data sets
@@ -372,6 +398,7 @@ def save_data(folder, train, validation):
 
 
 def _save(path, tensors):
+    """As `save_whole` of `model.py`, which the grader's data must not need."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         torch.save(tuple(tensor.contiguous() for tensor in tensors), temporary)
@@ -390,8 +417,13 @@ def default_data(folder=CACHE, progress=None):
 
 def psnr(images, clean):
     """The grader's PSNR in dB: the mean over images of each one's PSNR; both (N, C, H, W) in [0, 255]."""
+    return psnr_of_each(images, clean).mean().item()
+
+
+def psnr_of_each(images, clean):
+    """PSNR of each image in dB, (N,); inf where it equals the clean one."""
     error = ((images.float() - clean.float()) / 255).square().mean(dim=(1, 2, 3))
-    return -10 * error.log10().mean().item()
+    return -10 * error.log10()
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -412,6 +444,13 @@ def _watched(items, total, progress):
         yield item
 
 
+def count(text):
+    """A number of pairs or images, for the command line."""
+    if int(text) < 0:
+        raise ValueError
+    return int(text)
+
+
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -419,10 +458,8 @@ def parse_arguments(arguments=None):
     photos.add_argument("folder", type=Path)
     scenes = commands.add_parser("scenes", help="from procedural scenes")
     for command in (photos, scenes):
-        command.add_argument("--pairs", type=int, default=50_000, help="training pairs; 0 writes no train_data.pkl")
-        command.add_argument(
-            "--validation", type=int, default=1_000, help="validation images; 0 writes no val_data.pkl"
-        )
+        command.add_argument("--pairs", type=count, default=50_000, help="training pairs; 0: no train_data.pkl")
+        command.add_argument("--validation", type=count, default=1_000, help="images; 0: no val_data.pkl")
     noise = commands.add_parser("noise", help="another noise on the clean images of a val_data.pkl")
     noise.add_argument("kind", choices=NOISE_LEVELS)
     noise.add_argument("--data", type=Path, required=True, help="folder with the val_data.pkl to take images from")

@@ -4,7 +4,8 @@
 
 Only noisy images are ever drawn: no clean one takes part. With `--draws 8` every square is drawn eight times, and each
 draw is learnt from against the other seven at once, by their mean: seven pairs for the price of one, and so much less
-noise in the gradients. With `--inputs 2` only two of the eight are, so that there are four times as many squares.
+noise in the gradients. With `--inputs 2` only two of the eight are, so that there are four times as many squares. With
+`--other-noise 0.1` a tenth of the pairs has other noise; see `data.other_noises_and_others`.
 
 The run stops at any time and goes on, exactly, from its checkpoint `new.pth.checkpoint` when the same command is given
 again. The learning rate rises and falls once over all the pairs asked for, so `--pairs` is chosen by the time there is.
@@ -32,7 +33,14 @@ from Miniproject_1.model import (
     save_whole,
     zero_initialised,
 )
-from Miniproject_1.others.data import draw_pairs, load_photos, noisy_and_others, noisy_pairs, psnr
+from Miniproject_1.others.data import (
+    draw_pairs,
+    load_photos,
+    noisy_and_others,
+    noisy_pairs,
+    other_noises_and_others,
+    psnr,
+)
 
 
 def shared_parser(description):
@@ -43,6 +51,7 @@ def shared_parser(description):
     parser.add_argument("--pairs", type=int, required=True, help="noisy pairs to learn from, all in all")
     parser.add_argument("--draws", type=int, default=8, help="of each square; 1: a new square for every pair")
     parser.add_argument("--inputs", type=int, help="draws of each square that are learnt from; default: all")
+    parser.add_argument("--other-noise", type=float, default=0.0, help="share of the pairs that have another noise")
     parser.add_argument("--round", type=int, default=20_000, help="pairs between two checkpoints")
     parser.add_argument("--validate", type=Path, help="a val_data.pkl to report the PSNR on after each round")
     parser.add_argument("--seed", type=int, default=0)
@@ -89,11 +98,15 @@ def grow(network, weights):
 
 
 def draw_round(photos, number, options):
-    """The fresh pairs of one round: with several draws of a square, one of them and the mean of the others."""
+    """The fresh pairs of one round, those of other noise last: one draw of a square and another, or others' mean."""
     draw = noisy_pairs
     if options.draws > 1:
         draw = functools.partial(noisy_and_others, draws=options.draws, inputs=options.inputs)
-    return draw_pairs(photos, options.round, 1000 * options.seed + number, draw)
+    others, seed = round(options.other_noise * options.round), 1000 * options.seed + number
+    pairs = draw_pairs(photos, options.round - others, seed, draw)
+    if not others:
+        return pairs
+    return tuple(map(torch.cat, zip(pairs, draw_pairs(photos, others, seed, other_noises_and_others), strict=True)))
 
 
 def train_round(model, training, photos, number, options):
@@ -140,7 +153,7 @@ def main(arguments=None):
     for number in range(first, -(-options.pairs // options.round)):
         began = time.monotonic()
         loss = train_round(model, training, photos, number, options)
-        model.pairs_seen = start + (number + 1) * options.round * max(1, options.draws - 1)
+        model.pairs_seen = start + (number + 1) * options.round
         write_averaged(model, training, options.out)
         save_whole({"training": training.state_dict(), "round": number + 1, "start": start}, checkpoint)
         decibels = report(options.out, validation)

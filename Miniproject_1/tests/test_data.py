@@ -75,6 +75,19 @@ def test_fewer_inputs_than_draws_leave_more_squares():
             data.noisy_and_others(picture(), 4, seed=0, draws=4, inputs=inputs)
 
 
+def test_other_noises_come_with_draws_they_were_not_made_of():
+    image = picture(320, 320)
+    a, b = (column.view(5, 3, 3, 32, 32) for column in data.other_noises_and_others(image, 15, seed=0, draws=40))
+    boxes = data.random_boxes(3, 320, 320, torch.Generator().manual_seed(0))
+    clean = data.cell_means(image, boxes).float()  # 74: standard deviation of the picture
+    assert torch.equal(b[0], b[1])  # five images of each square
+    assert (b - clean).std().item() == pytest.approx(74 / 10**0.5, rel=0.05)  # means of a quarter of the draws
+    errors = (a - clean).square().mean((2, 3, 4)).mean(1).sort().values
+    assert errors[0] < 74**2 / 2 and errors[-1] > 74**2  # from means of draws to black pixels
+    assert ((a - clean) * (b - clean)).mean().abs() < 15  # 74^2 / 40 = 137 if all had the same 40 draws
+    assert len(data.other_noises_and_others(image, 3, seed=0)[0]) == 3
+
+
 def test_larger_pairs_have_more_cells():
     image, (a, b) = picture(64, 64), data.noisy_pairs(picture(64, 64), 2, seed=0, cells=64)
     assert a.shape == (2, 3, 64, 64)
@@ -212,6 +225,24 @@ def test_noise_command_takes_the_images_of_another_set(tmp_path):
     noisy, kept = torch.load(tmp_path / "g" / "val_data.pkl", weights_only=True)
     assert torch.equal(kept, clean)
     assert (noisy.float() - clean.float()).std().item() == pytest.approx(5, rel=0.1)
+
+
+@pytest.mark.parametrize("option", ["--pairs", "--validation"])
+def test_negative_numbers_are_refused(tmp_path, option, capsys):
+    with pytest.raises(SystemExit):
+        data.main(["scenes", "--out", str(tmp_path), option, "-5"])
+    assert "invalid count value: '-5'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", data.NOISE_LEVELS)
+def test_every_image_may_have_a_level_of_its_own(kind):
+    clean, (low, high) = torch.full((2, 3, 32, 32), 128, dtype=torch.uint8), data.NOISE_RANGES[kind]
+    levels = torch.tensor([low, high]).view(2, 1, 1, 1)
+    noisy = data.add_noise(clean, kind, levels, torch.Generator().manual_seed(0))
+    for index, level in enumerate((low, high)):
+        alone = data.add_noise(clean, kind, level, torch.Generator().manual_seed(0))
+        errors = [(images[index].float() - 128).square().mean().item() for images in (noisy, alone)]
+        assert errors[0] == pytest.approx(errors[1], rel=0.2)
 
 
 def test_unknown_noise_is_refused():

@@ -309,6 +309,12 @@ def test_every_setting_of_the_recipe_counts(change):
     assert not torch.allclose(*learnt)
 
 
+@pytest.mark.parametrize("setting", [{"batch": 0}, {"averaging": 1.0}, {"muon_rate": -1e-3}, {"easy_first": -1.0}])
+def test_settings_that_cannot_learn_are_refused(setting):
+    with pytest.raises(ValueError, match=f"Recipe needs .*{next(iter(setting))}={next(iter(setting.values()))}"):
+        Recipe(**setting)
+
+
 def test_an_interrupted_step_leaves_no_gradient_for_the_next_call(trained):
     a, b = noisy_versions(smooth_images(8))
     learnt = []

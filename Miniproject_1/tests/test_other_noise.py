@@ -34,6 +34,17 @@ def test_the_command_prints_a_row_for_each_noise(pictures, tmp_path, monkeypatch
     other_noise.main(["x", "--weights", str(tmp_path / "fresh.pth")])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[0].split(",")[0].strip() for row in rows] == [
-        "one sample a pixel", "one sample a pixel", "2 samples a pixel", "4 samples a pixel", *data.NOISE_LEVELS
+        "one sample a pixel", "one sample a pixel", "2 samples a pixel", "4 samples a pixel", "16 samples a pixel",
+        "gaussian", *data.NOISE_LEVELS, "gaussian"
     ]  # fmt: skip
     assert all(int(row[1]) == 20 and row[2].strip() == row[3].strip() for row in rows)
+
+
+def test_a_row_tells_how_many_images_became_worse():
+    class Doubtful:
+        def predict(self, images, ensemble):
+            return torch.cat([images[:1] / 2, images[1:]])  # the first nearer to black, the others as they were
+
+    noisy = torch.full((4, 3, 8, 8), 100.0)
+    for clean, share in ((torch.zeros_like(noisy), "0.0%"), (noisy + 1, "25.0%")):
+        assert other_noise.row("x", noisy, clean, Doubtful()).split("|")[-2].strip() == share

@@ -35,7 +35,7 @@ def test_stopped_training_continues_exactly(run, monkeypatch):
             run("stopped.pth")
     model, continued = run("stopped.pth")
     assert torch.equal(continued, straight)
-    assert model.pairs_seen == 96 * 7  # each draw against the seven others of its square
+    assert model.pairs_seen == 96
 
 
 def test_finished_training_stays_as_it_is(run):
@@ -44,9 +44,20 @@ def test_finished_training_stays_as_it_is(run):
     assert torch.equal(first, again)
 
 
-def test_some_draws_only_teach(run):
-    model, _ = run("some.pth", options=["--draws", "16", "--inputs", "2"])
-    assert model.pairs_seen == 96 * 15
+@pytest.mark.parametrize("options", [["--inputs", "2"], ["--draws", "1"], ["--other-noise", "0.25"]], ids=str)
+def test_what_is_drawn_is_learnt_from(run, options):
+    _, default = run("default.pth")
+    _, other = run("other.pth", options=options)
+    assert not torch.equal(default, other)
+
+
+def test_a_share_of_a_round_has_other_noise(tmp_path):
+    command = [str(tmp_path), "--out", "x", "--pairs", "1", "--round", "40", "--draws", "2", "--other-noise", "0.25"]
+    flat = torch.full((3, 64, 64), 100, dtype=torch.uint8)  # without other noise, every draw is the same
+    noisy, others = train_best.draw_round([flat], 0, train_best.parse_arguments(command))
+    assert noisy.shape == others.shape == (40, 3, 32, 32)
+    assert (noisy[:30] == 100).all() and (others == 100).all()
+    assert 4 <= (noisy[30:] != 100).flatten(1).any(1).sum() <= 9  # a fifth of them are means of draws
 
 
 def test_larger_network_grows_from_the_weights_of_a_smaller_one(run, tmp_path):

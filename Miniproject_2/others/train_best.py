@@ -63,7 +63,7 @@ def main(arguments=None):
     for number in range(first, -(-options.pairs // options.round)):
         began = time.monotonic()
         loss = train_round(model, trainer, photos, number, options)
-        model.pairs_seen = (number + 1) * options.round * max(1, options.draws - 1)
+        model.pairs_seen = (number + 1) * options.round
         save_whole({"training": trainer.state(), "round": number + 1}, checkpoint)
         trainer.swap()
         model.save(options.out)
