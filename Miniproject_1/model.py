@@ -436,13 +436,14 @@ def noise2noise_loss(prediction, noisy_a, noisy_b, easy_first):
     """Squared error against the second noisy image, each image weighted by 1 / (its noise variance + easy_first).
 
     The grader's score is a mean of logarithms: an image's part in it falls with the error it has anyway, of which the
-    noise, half the squared difference of the two images, tells most. An `easy_first` of 0 weights all images alike.
+    noise, half the squared difference of the two images, tells most. An image that comes out worse than it went in
+    counts by its error instead, so that it cannot outweigh all others. An `easy_first` of 0 weights all images alike.
     """
     error = (prediction - noisy_b).square().mean(dim=(1, 2, 3))  # (B,)
     if not easy_first:
         return error.mean()
     variance = (noisy_a - noisy_b).square().mean(dim=(1, 2, 3)) / 2
-    return (error * easy_first / (variance + easy_first)).mean()
+    return (error * easy_first / (torch.maximum(variance, error.detach() / 2) + easy_first)).mean()
 
 
 class Training:

@@ -265,6 +265,14 @@ def test_loss_weights_images_by_their_noise():
     assert weighted.item() == pytest.approx((0.01 * 0.02 / 0.025 + 0.16 * 0.02 / 0.1) / 2)
 
 
+def test_an_image_that_goes_wrong_cannot_outweigh_the_others():
+    a, b = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.1)
+    for error in (0.0, 0.1, 1.0, 10.0, 1e3):  # the noisy image itself has 0.1
+        loss = project.noise2noise_loss(b + error, a, b, easy_first=0.02)
+        assert loss.item() == pytest.approx(error**2 * 0.02 / (max(0.01, error**2) / 2 + 0.02))
+    assert loss.item() == pytest.approx(2 * 0.02, rel=1e-3)  # at most
+
+
 def test_newton_schulz_brings_singular_values_near_one():
     matrices = torch.randn(3, 24, 216, generator=torch.Generator().manual_seed(0))
     for m in (matrices, matrices.mT):
