@@ -48,3 +48,10 @@ def test_a_row_tells_how_many_images_became_worse():
     noisy = torch.full((4, 3, 8, 8), 100.0)
     for clean, share in ((torch.zeros_like(noisy), "0.0%"), (noisy + 1, "25.0%")):
         assert other_noise.row("x", noisy, clean, Doubtful()).split("|")[-2].strip() == share
+
+
+def test_the_shipped_weights_make_no_noise_worse(pictures):
+    model = Model()
+    model.load_pretrained_model()
+    for name, noisy, clean in other_noise.conditions(pictures):
+        assert data.psnr(model.predict(noisy, ensemble=False), clean) > data.psnr(noisy, clean), name
