@@ -51,6 +51,7 @@ class Recipe:
     least_steps: int = 200  # fewer pairs than fill these make the batch smaller instead
     transposed: bool = True  # also transpose at random, beside the flips: all eight symmetries
     exchange: bool = True  # swap the two noisy values of half the pixels
+    negatives: bool = True  # make half of the pairs negatives, which self-ensembles average over
     easy_first: float = 0.002  # weight an image by 1 / (its noise variance + this); 0: all images alike
 
     def __post_init__(self):
@@ -69,6 +70,7 @@ REPORT_RECIPE = Recipe(  # what the report that started this project trained its
     least_steps=0,
     transposed=False,
     exchange=False,
+    negatives=False,
     easy_first=0,
 )
 
@@ -432,6 +434,16 @@ def exchange_pixels(noisy_a, noisy_b, generator):
     return torch.where(swap, noisy_b, noisy_a), torch.where(swap, noisy_a, noisy_b)
 
 
+def half_negative(noisy_a, noisy_b, generator):
+    """Makes both images of a pair negatives with probability 1/2.
+
+    Noise may depend on the grey value: without it, self-ensembles ask about noise that no training image had. After
+    7,800 pairs of Poisson noise, they gave 23.04 dB with it and 22.91 without.
+    """
+    negative = moved(torch.rand(len(noisy_a), 1, 1, 1, generator=generator) < 0.5, noisy_a.device)
+    return tuple(torch.where(negative, 1 - images, images) for images in (noisy_a, noisy_b))
+
+
 def noise2noise_loss(prediction, noisy_a, noisy_b, easy_first):
     """Squared error against the second noisy image, each image weighted by 1 / (its noise variance + easy_first).
 
@@ -480,6 +492,8 @@ class Training:
         noisy_a, noisy_b = flip_and_transpose(noisy_a, noisy_b, self.generator, self.recipe.transposed)
         if self.recipe.exchange:
             noisy_a, noisy_b = exchange_pixels(noisy_a, noisy_b, self.generator)
+        if self.recipe.negatives:
+            noisy_a, noisy_b = half_negative(noisy_a, noisy_b, self.generator)
         noisy_a = noisy_a.contiguous(memory_format=torch.channels_last)
         with self.autocast:
             prediction = forward_any_size(self.network, noisy_a)

@@ -328,7 +328,6 @@ def other_noises_and_others(picture, count, seed, draws=32):
     noisy images of the square come with. Those are, in random order: the mean of some of the other draws, and the mean
     of all of them with each kind of `add_noise` added, at levels between those of NOISE_RANGES, evenly in their
     logarithm. Noisy images are all that is drawn: a mean of draws stands in for the clean image that noise is added to.
-    Half of the pairs become negatives, which self-ensembles average over: black pixels are then white ones.
     """
     generator = torch.Generator().manual_seed(seed)
     boxes = random_boxes(math.ceil(count / (1 + len(NOISE_RANGES))), *picture.shape[1:], generator)
@@ -343,9 +342,7 @@ def other_noises_and_others(picture, count, seed, draws=32):
     noisy += [add_noise(sources.mean(0), kind, levels(*ends), generator) for kind, ends in NOISE_RANGES.items()]
     order = torch.randperm(len(noisy), generator=generator)
     target = others.mean(0).round().to(torch.uint8).expand(len(noisy), *every.shape[1:])
-    pairs = torch.stack(noisy)[order].flatten(0, 1)[:count], target.flatten(0, 1)[:count]
-    negative = torch.rand(len(pairs[0]), 1, 1, 1, generator=generator) < 0.5
-    return tuple(torch.where(negative, 255 - images, images) for images in pairs)
+    return torch.stack(noisy)[order].flatten(0, 1)[:count], target.flatten(0, 1)[:count]
 
 
 # ---------------------------------------------------------------------------------------------- data sets

@@ -266,6 +266,7 @@ VARIANTS = {
     "averaging 0.98": Variant({"averaging": 0.98}),
     "averaging 0.999": Variant({"averaging": 0.999}),
     "no exchange": Variant({"exchange": False}),
+    "no negatives": Variant({"negatives": False}),
     "images weighted alike": Variant({"easy_first": 0.0}),
     "easy first 0.0005": Variant({"easy_first": 0.0005}),
     "easy first 0.01": Variant({"easy_first": 0.01}),

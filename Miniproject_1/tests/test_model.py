@@ -94,7 +94,7 @@ def test_tiles_change_next_to_nothing(trained, monkeypatch):
     monkeypatch.setattr(project, "TILE", 192)
     torch.testing.assert_close(trained.predict(images), whole, atol=0.01, rtol=0)
     difference = (shipped.predict(images) - of_shipped).abs()  # its gates know a little of what is farther away
-    assert difference.mean() < 0.02 and difference.max() < 3  # grey values
+    assert difference.mean() < 0.1 and difference.max() < 5  # grey values, where the noise has 25
 
 
 def test_largest_network_of_ours_sees_no_farther_than_the_margin():
@@ -256,6 +256,15 @@ def test_exchange_swaps_whole_pixels_half_the_time():
     assert x.mean().item() == pytest.approx(0.5, abs=0.02)
 
 
+def test_half_of_the_pairs_become_negatives():
+    a, b = torch.rand(40, 3, 2, 2), torch.rand(40, 3, 2, 2)
+    x, y = project.half_negative(a, b, torch.Generator().manual_seed(0))
+    negative = torch.isclose(x, 1 - a).flatten(1).all(1)
+    assert 10 < negative.sum() < 30
+    assert torch.equal(x[~negative], a[~negative]) and torch.equal(y[~negative], b[~negative])
+    assert torch.allclose(y[negative], 1 - b[negative])
+
+
 def test_loss_weights_images_by_their_noise():
     a = torch.zeros(2, 3, 4, 4)
     b = torch.tensor([0.1, 0.4]).view(2, 1, 1, 1).expand_as(a)
@@ -304,6 +313,7 @@ def test_bfloat16_learns_as_well(monkeypatch):
         {"least_steps": 16},
         {"transposed": False},
         {"exchange": False},
+        {"negatives": False},
         {"easy_first": 0},
     ],
     ids=str,

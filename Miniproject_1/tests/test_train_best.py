@@ -56,9 +56,8 @@ def test_a_share_of_a_round_has_other_noise(tmp_path):
     flat = torch.full((3, 64, 64), 100, dtype=torch.uint8)  # without other noise, every draw is the same
     noisy, others = train_best.draw_round([flat], 0, train_best.parse_arguments(command))
     assert noisy.shape == others.shape == (40, 3, 32, 32)
-    assert (noisy[:30] == 100).all() and (others[:30] == 100).all()
-    assert {100, 155} >= set(others[30:].unique().tolist())  # some are negatives
-    assert 4 <= (noisy[30:] != others[30:]).flatten(1).any(1).sum() <= 9  # a fifth of them are means of draws
+    assert (noisy[:30] == 100).all() and (others == 100).all()
+    assert 4 <= (noisy[30:] != 100).flatten(1).any(1).sum() <= 9  # a fifth of them are means of draws
 
 
 def test_larger_network_grows_from_the_weights_of_a_smaller_one(run, tmp_path):
