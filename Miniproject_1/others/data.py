@@ -81,9 +81,9 @@ def cell_edges(boxes, cells=CELLS):
 def _inside(edges, axis, generator):
     """A random coordinate inside every cell, (N, S, S), from edges that run along the axis."""
     size = edges.diff(dim=axis)
-    first, cells = edges.narrow(axis, 0, size.shape[axis]), size.shape[axis]
+    cells = size.shape[axis]
     uniform = torch.rand(len(edges), cells, cells, generator=generator)
-    return first + (uniform * size).long()
+    return edges.narrow(axis, 0, cells) + (uniform * size).long()
 
 
 def random_boxes(count, height, width, generator, cells=CELLS):
@@ -318,7 +318,12 @@ NOISE_LEVELS = {
     "bernoulli": 0.5,
     "impulse": 0.3,
 }  # the levels the command uses
-NOISE_RANGES = {"gaussian": (3.0, 75.0), "poisson": (4.0, 400.0), "bernoulli": (0.1, 0.9), "impulse": (0.05, 0.6)}
+NOISE_RANGES = {  # the levels to learn from
+    "gaussian": (3.0, 75.0),
+    "poisson": (4.0, 400.0),
+    "bernoulli": (0.1, 0.9),
+    "impulse": (0.05, 0.6),
+}
 
 
 def other_noises_and_others(picture, count, seed, draws=32):

@@ -60,6 +60,13 @@ def test_a_share_of_a_round_has_other_noise(tmp_path):
     assert 4 <= (noisy[30:] != 100).flatten(1).any(1).sum() <= 9  # a fifth of them are means of draws
 
 
+@pytest.mark.parametrize(("options", "exchange"), [((1, 0), True), ((8, 0), False), ((1, 0.1), False)])
+def test_only_draws_of_the_same_noise_exchange_pixels(options, exchange):
+    draws, other = map(str, options)
+    command = ["x", "--out", "x", "--pairs", "1", "--draws", draws, "--other-noise", other]
+    assert train_best.make_model(train_best.parse_arguments(command)).recipe.exchange == exchange
+
+
 def test_larger_network_grows_from_the_weights_of_a_smaller_one(run, tmp_path):
     small, _ = run("small.pth")
     command = [str(tmp_path), "--out", "x", "--pairs", "1", "--start", str(tmp_path / "small.pth")]

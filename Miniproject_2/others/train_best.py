@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from Miniproject_1.model import save_whole
 from Miniproject_1.others.data import load_photos, psnr
-from Miniproject_1.others.train_best import draw_round, shared_parser
+from Miniproject_1.others.train_best import draw_round, exchangeable, shared_parser
 from Miniproject_2.model import Batches, Model, Trainer
 
 AVERAGE_OVER = 1_000  # steps
@@ -40,7 +40,7 @@ def train_round(model, trainer, photos, number, options):
     """Learns from one round of fresh pairs; returns the mean loss."""
     model.generator.seed(1000 * options.seed + number)
     pairs = draw_round(photos, number, options)
-    batches, losses = Batches(*pairs, model.recipe.crop, model.generator, exchangeable=options.draws == 1), []
+    batches, losses = Batches(*pairs, model.recipe.crop, model.generator, exchangeable=exchangeable(options)), []
     peak = options.peak or model.recipe.learning_rate
     for _ in range(options.round // options.batch):
         share = rate(trainer.steps * options.batch / options.pairs, options.warm_up, options.decay)
