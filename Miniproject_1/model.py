@@ -423,14 +423,18 @@ def flip_and_transpose(noisy_a, noisy_b, generator, transposed=True):
     )
 
 
+def coins(shape, device, generator):
+    """Fair coins, bool of the given shape: drawn on the CPU, the same ones for any device."""
+    return moved(torch.rand(shape, generator=generator) < 0.5, device)
+
+
 def exchange_pixels(noisy_a, noisy_b, generator):
     """Swaps a pixel (all its channels) between the two images of a pair with probability 1/2.
 
     Exact where the noise of different pixels is independent and the two draws are alike: each pair then stands for
     2^(H W) pairs of the same distribution.
     """
-    swap = torch.rand(len(noisy_a), 1, *noisy_a.shape[2:], generator=generator) < 0.5
-    swap = moved(swap, noisy_a.device)
+    swap = coins((len(noisy_a), 1, *noisy_a.shape[2:]), noisy_a.device, generator)
     return torch.where(swap, noisy_b, noisy_a), torch.where(swap, noisy_a, noisy_b)
 
 
@@ -440,7 +444,7 @@ def half_negative(noisy_a, noisy_b, generator):
     Noise may depend on the grey value: without it, self-ensembles ask about noise that no training image had. After
     7,800 pairs of Poisson noise, they gave 23.04 dB with it and 22.91 without.
     """
-    negative = moved(torch.rand(len(noisy_a), 1, 1, 1, generator=generator) < 0.5, noisy_a.device)
+    negative = coins((len(noisy_a), 1, 1, 1), noisy_a.device, generator)
     return tuple(torch.where(negative, 1 - images, images) for images in (noisy_a, noisy_b))
 
 

@@ -61,6 +61,11 @@ def point_sample(picture, boxes, generator, cells=CELLS):
     return picture.reshape(channels, -1)[:, y * width + x].transpose(0, 1)
 
 
+def draws_of_each(picture, boxes, draws, generator, cells=CELLS):
+    """`draws` noisy images of each square, uint8 (draws, N, C, S, S); other arguments as for `point_sample`."""
+    return torch.stack([point_sample(picture, boxes, generator, cells) for _ in range(draws)])
+
+
 def cell_means(picture, boxes):
     """The clean image of each square, uint8 (N, C, 32, 32); arguments as for `point_sample`."""
     rows, columns = cell_edges(boxes)
@@ -106,8 +111,7 @@ def noisy_pairs(picture, count, seed, cells=CELLS):
     """`count` pairs `(noisy_a, noisy_b)`, each cells x cells, from random squares of one picture."""
     generator = torch.Generator().manual_seed(seed)
     boxes = random_boxes(count, *picture.shape[1:], generator, cells)
-    noisy_a, noisy_b = (point_sample(picture, boxes, generator, cells) for _ in range(2))
-    return noisy_a, noisy_b
+    return tuple(draws_of_each(picture, boxes, 2, generator, cells))
 
 
 def noisy_and_clean(picture, count, seed):
@@ -130,7 +134,7 @@ def noisy_and_others(picture, count, seed, draws=8, inputs=None):
     if not 1 <= inputs <= draws:
         raise ValueError(f"inputs must be between 1 and the number of draws, {draws}; got {inputs}")
     boxes = random_boxes(math.ceil(count / inputs), *picture.shape[1:], generator)
-    every = torch.stack([point_sample(picture, boxes, generator) for _ in range(draws)])  # (draws, N, C, S, S)
+    every = draws_of_each(picture, boxes, draws, generator)
     noisy = every[:inputs]
     others = (every.sum(0, dtype=torch.int32) - noisy).float() / (draws - 1)
     return noisy.flatten(0, 1)[:count], others.round().to(torch.uint8).flatten(0, 1)[:count]
@@ -336,7 +340,7 @@ def other_noises_and_others(picture, count, seed, draws=32):
     """
     generator = torch.Generator().manual_seed(seed)
     boxes = random_boxes(math.ceil(count / (1 + len(NOISE_RANGES))), *picture.shape[1:], generator)
-    every = torch.stack([point_sample(picture, boxes, generator) for _ in range(draws)]).float()  # (draws, N, C, S, S)
+    every = draws_of_each(picture, boxes, draws, generator).float()
     sources, others = every.split([draws - draws // 4, draws // 4])
 
     def levels(low, high):

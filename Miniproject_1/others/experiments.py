@@ -19,6 +19,7 @@ import json
 import math
 import operator
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -357,7 +358,10 @@ def run_all(options, variants, run):
 
 
 def table(rows):
-    """A Markdown table: a line for each variant and number of pairs, means over the seeds, the best first."""
+    """A Markdown table: a line for each variant and number of pairs, means over the seeds, the best first.
+
+    Where there are several seeds, the standard deviation of their single passes follows.
+    """
     groups = {}
     for row in rows:
         groups.setdefault((row["pairs"], row["epochs"], row["variant"]), []).append(row)
@@ -369,7 +373,8 @@ def table(rows):
 
 def table_line(score, pairs, epochs, name, rows):
     size = f"{rows[0]['parameters']:,} | {rows[0]['multiply_adds'] / 1e6:.0f} M"
-    scores = f"{-score:.3f} | {mean(rows, 'ensemble'):.3f} | {mean(rows, 'seconds'):.0f}"
+    deviation = f" ± {statistics.stdev(row['single'] for row in rows):.3f}" if len(rows) > 1 else ""
+    scores = f"{-score:.3f}{deviation} | {mean(rows, 'ensemble'):.3f} | {mean(rows, 'seconds'):.0f}"
     return f"| {name} | {size} | {pairs:,} | {epochs} | {len(rows)} | {scores} |"
 
 

@@ -80,10 +80,10 @@ def test_multiply_adds_of_a_convolution():
     assert experiments.multiply_adds(layer, side=8) == 8 * 8 * 5 * 3 * 9
 
 
-def test_table_averages_the_seeds_and_puts_the_best_first():
+def test_table_has_mean_and_deviation_of_the_seeds_and_puts_the_best_first():
     rows = [ROW | {"seed": seed, "single": 24.0 + seed} for seed in (0, 1)]
     rows.append(ROW | {"seed": 0, "variant": "better", "single": 25.0})
     lines = experiments.table(rows).splitlines()
     assert lines[2] == "| better | 5,000 | 7 M | 10 | 1 | 1 | 25.000 | 25.000 | 2 |"
-    assert lines[3] == "| ours | 5,000 | 7 M | 10 | 1 | 2 | 24.500 | 25.000 | 2 |"
+    assert lines[3] == "| ours | 5,000 | 7 M | 10 | 1 | 2 | 24.500 ± 0.707 | 25.000 | 2 |"
     assert len(lines) == 4
