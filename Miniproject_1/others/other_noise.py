@@ -21,8 +21,8 @@ from Miniproject_1.others.data import (
     NOISE_LEVELS,
     add_noise,
     cell_means,
+    draws_of_each,
     load_photos,
-    point_sample,
     psnr_of_each,
 )
 
@@ -49,7 +49,7 @@ def sampled(pictures, cell=None, samples=1, seed=0):
         side = CELLS * cell if cell else largest
         if side <= largest:
             boxes = squares(picture, side, generator)
-            draws = torch.stack([point_sample(picture, boxes, generator) for _ in range(samples)])
+            draws = draws_of_each(picture, boxes, samples, generator)
             parts.append((draws.float().mean(0).round().to(torch.uint8), cell_means(picture, boxes)))
     if not parts:
         raise ValueError(f"no photograph has {CELLS * cell} pixels a side, as cells of {cell} pixels need")
