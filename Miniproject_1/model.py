@@ -79,7 +79,7 @@ PATCH = 64  # pixels a side: larger training pairs are learnt from in random pat
 SETTLED_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
 CHUNK = 2**15  # pixels predicted at once: their features stay in a processor's cache (2**18: 1.7 times as long)
 TILE, OVERLAP = 768, 128  # pixels a side, in whole cells: larger images are predicted in tiles, blended in the overlap
-MARGIN = 48  # pixels at a tile's edge that do not count: a cell and a half; bestmodel.pth's convolutions see 23 far
+MARGIN = 48  # pixels at a tile's edge that do not count: a cell and a half; bestmodel.pth's convolutions see 27 far
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 
 

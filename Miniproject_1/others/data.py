@@ -147,7 +147,7 @@ def draw_pairs(pictures, pairs, seed, draw=noisy_pairs):
         pictures: list of uint8 (C, H, W).
         pairs: number of pairs N.
         seed: another seed gives other squares and other noise.
-        draw: `noisy_pairs`, `noisy_and_others` or `noisy_and_clean`.
+        draw: `noisy_pairs`, `noisy_and_others`, `other_noises_and_others` or `noisy_and_clean`.
 
     Returns the two images of each pair: uint8 (N, C, 32, 32) twice.
     """

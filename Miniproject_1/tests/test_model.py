@@ -97,9 +97,10 @@ def test_tiles_change_next_to_nothing(trained, monkeypatch):
     assert difference.mean() < 0.1 and difference.max() < 5  # grey values, where the noise has 25
 
 
-def test_largest_network_of_ours_sees_no_farther_than_the_margin():
+def test_shipped_network_sees_no_farther_than_the_margin():
     """A pixel's influence ends within MARGIN, but for the gates: a network of the shipped depth spreads one dot."""
-    network = Model(width=8, blocks=3, inner_blocks=2, gates=True).network.double()
+    sizes = project.read_weights(project.PRETRAINED)["sizes"] | {"width": 8}
+    network = Model(**sizes).network.double()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.fill_(1.0 if parameter.ndim == 4 and "gate" not in name else 0)  # no path is rounded away
