@@ -237,8 +237,44 @@ def blended(cells, size, cell):
     return cells
 
 
-class ResidualUNet(nn.Module):
-    """Our network: residual blocks at full and half resolution; predicts the noise to subtract.
+class Stage(nn.Module):
+    """One level of a U-Net: residual blocks around the next level, at half the resolution with twice the features.
+
+    The innermost of `levels` has `inner_blocks`, each other one `blocks` on the way down and as many on the way up.
+    """
+
+    def __init__(self, width, levels, blocks, inner_blocks, cell):
+        super().__init__()
+        inner_cell = cell and cell // 2
+        self.encode = chain(width, blocks, cell)
+        self.down = convolution(width, 2 * width, kernel=2, stride=2)
+        if levels > 2:
+            self.inner = Stage(2 * width, levels - 1, blocks, inner_blocks, inner_cell)
+        else:
+            self.inner = chain(2 * width, inner_blocks, inner_cell)
+        self.up = he_initialised(nn.ConvTranspose2d(2 * width, width, 2, stride=2))
+        self.decode = chain(width, blocks, cell)
+        scale_down(self.down, self.up)
+
+    def forward(self, x):  # (B, width, H, W)
+        x = self.encode(x)
+        inner = self.inner(F.relu(self.down(x), inplace=True))  # (B, 2 width, H / 2, W / 2)
+        return self.decode(x + self.up(inner))
+
+
+def chain(width, blocks, cell):
+    return nn.Sequential(*(ResidualBlock(width, cell) for _ in range(blocks)))
+
+
+@torch.no_grad()
+def scale_down(*layers):
+    """Makes He-initialised weights as small as torch's own: Muon moves small weights sooner."""
+    for layer in layers:
+        layer.weight.div_(math.sqrt(6))
+
+
+class ResidualUNet(Stage):
+    """Our network: residual blocks at full and lower resolutions; predicts the noise to subtract.
 
     Point-sampling noise is independent from pixel to pixel, so most of the work is done at full resolution. Features
     are as large as the image's own values times 4: weights of common size then act on inputs of common size.
@@ -248,31 +284,23 @@ class ResidualUNet(nn.Module):
     `ResidualBlock`) pay in long trainings against means of noisy targets, +0.05 dB, not in one epoch of noisy ones.
     """
 
-    multiple = 2  # H and W must be multiples of this
-
-    def __init__(self, channels=3, width=40, blocks=1, inner_blocks=1, equivariant=True, gates=False):
-        super().__init__()
+    def __init__(self, channels=3, width=40, blocks=1, inner_blocks=1, equivariant=True, gates=False, levels=2):
         if equivariant and width % 8:
             raise ValueError(f"width must be a multiple of 8, one feature for each symmetry; got {width}")
-        cell, inner_cell = (CELL, CELL // 2) if gates else (None, None)
-        self.first = convolution(channels, width)
-        self.encode = nn.Sequential(*(ResidualBlock(width, cell) for _ in range(blocks)))
-        self.down = convolution(width, 2 * width, kernel=2, stride=2)
-        self.inner = nn.Sequential(*(ResidualBlock(2 * width, inner_cell) for _ in range(inner_blocks)))
-        self.up = he_initialised(nn.ConvTranspose2d(2 * width, width, 2, stride=2))
-        self.decode = nn.Sequential(*(ResidualBlock(width, cell) for _ in range(blocks)))
+        if levels < 2:
+            raise ValueError(f"levels must be at least 2; got {levels}")
+        first = convolution(channels, width)
+        super().__init__(width, levels, blocks, inner_blocks, CELL if gates else None)
+        self.first = first
+        scale_down(self.first)
         self.last = zero_initialised(convolution(width, channels))  # untrained, the network returns its input
-        with torch.no_grad():
-            for layer in (self.first, self.down, self.up):
-                layer.weight.div_(math.sqrt(6))  # as small as torch's own: Muon moves small weights sooner
+        self.multiple = 2 ** (levels - 1)  # H and W must be multiples of this
         self.equivariant = False
         if equivariant:
             make_equivariant(self)
 
     def forward(self, images):  # (B, C, H, W)
-        x = self.encode(F.relu(self.first(4 * (images - 0.5)), inplace=True))  # (B, width, H, W)
-        inner = self.inner(F.relu(self.down(x), inplace=True))  # (B, 2 width, H / 2, W / 2)
-        x = self.decode(x + self.up(inner))
+        x = super().forward(F.relu(self.first(4 * (images - 0.5)), inplace=True))  # (B, width, H, W)
         return images + self.last(F.relu(x, inplace=True))
 
 
