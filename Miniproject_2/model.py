@@ -482,10 +482,11 @@ class Convolution(Module):
 
     `weight` and `bias` may be copied into or assigned. Assigning copies the values, so that optimisers made before keep
     working; after it has changed the dtype or the device, make them anew. `weight_grad` and `bias_grad` are the
-    gradients. `device` and `dtype` are torch's defaults if not given.
+    gradients. Further options of both: `generator`, see `reset_parameters`; `device` and `dtype`, torch's defaults if
+    not given.
     """
 
-    def __init__(self, weight_shape, outputs, bias, generator, device, dtype):
+    def __init__(self, weight_shape, outputs, bias, *, generator=None, device=None, dtype=None):
         self._weight = lasting_empty(weight_shape, device, dtype)
         self._bias = lasting_empty((outputs,), device, dtype) if bias else None
         self.weight_grad = lasting_empty(weight_shape, device, dtype).zero_()
@@ -572,26 +573,14 @@ class Conv2d(Convolution):
     """
 
     def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
-        groups=1,
-        bias=True,
-        *,
-        generator=None,
-        device=None,
-        dtype=None,
+        self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True, **options
     ):
         groups, self.in_channels, out_channels = check_counts(groups, in_channels, out_channels)
         kernel, stride = pair(kernel_size, "kernel_size", 1), pair(stride, "stride", 1)
         dilation = pair(dilation, "dilation", 1)
         self.window = Window(kernel, stride, self.zeros_around(padding, kernel, stride, dilation), dilation, groups)
         shape = (out_channels, self.in_channels // groups, *kernel)
-        super().__init__(shape, out_channels, bias, generator, device, dtype)
+        super().__init__(shape, out_channels, bias, **options)
 
     @staticmethod
     def zeros_around(padding, kernel, stride, dilation):
@@ -646,10 +635,7 @@ class TransposeConv2d(Convolution):
         groups=1,
         bias=True,
         dilation=1,
-        *,
-        generator=None,
-        device=None,
-        dtype=None,
+        **options,
     ):
         groups, self.in_channels, self.out_channels = check_counts(groups, in_channels, out_channels)
         kernel, stride = pair(kernel_size, "kernel_size", 1), pair(stride, "stride", 1)
@@ -662,7 +648,7 @@ class TransposeConv2d(Convolution):
             )
         self.window = Window(kernel, stride, (vertical, vertical, horizontal, horizontal), dilation, groups)
         shape = (self.in_channels, self.out_channels // groups, *kernel)
-        super().__init__(shape, self.out_channels, bias, generator, device, dtype)
+        super().__init__(shape, self.out_channels, bias, **options)
 
     def run(self, x):
         x = check_maps(x, self.in_channels, self._weight, "TransposeConv2d")
@@ -880,11 +866,11 @@ class SGD(Optimiser):
 
 
 class Adam(Optimiser):
-    """Adam (Kingma & Ba 2015, algorithm 1): torch.optim.Adam without amsgrad, same arguments, same steps."""
+    """Adam (Kingma & Ba 2015, algorithm 1): torch.optim.Adam without weight decay and amsgrad, same steps."""
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
         super().__init__(params, lr)
-        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.betas, self.eps = betas, eps
         self._means, self._squares = self._zeros(), self._zeros()
 
     def moments(self):
@@ -896,8 +882,6 @@ class Adam(Optimiser):
         bias1, bias2 = 1 - beta1**self.steps, 1 - beta2**self.steps
         for (parameter, gradient), mean, square in zip(self.params, self._means, self._squares, strict=True):
             parameter, gradient = parameter.detach(), gradient.detach()
-            if self.weight_decay:
-                gradient = gradient.add(parameter, alpha=self.weight_decay)
             mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
             square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             scale = square.sqrt().div_(math.sqrt(bias2)).add_(self.eps)
@@ -910,12 +894,12 @@ class Muon(Optimiser):
     A convolution's weight (R, C / G, KH, KW) is the matrix (R, C / G * KH * KW); its step is the Nesterov
     momentum with all its singular values brought near 1, times sqrt(max(1, rows / columns)). Parameters of
     one dimension (biases) have no such norm and take Adam's step (betas 0.9, 0.95) at `vector_lr` times the
-    rate. Weight decay is decoupled and skips them.
+    rate.
     """
 
-    def __init__(self, params, lr=1e-3, weight_decay=0.0, momentum=0.95, nesterov=True, vector_lr=0.2):
+    def __init__(self, params, lr=1e-3, momentum=0.95, vector_lr=0.2):
         super().__init__(params, lr)
-        self.weight_decay, self.momentum, self.nesterov, self.vector_lr = weight_decay, momentum, nesterov, vector_lr
+        self.momentum, self.vector_lr = momentum, vector_lr
         vectors = [entry for entry in self.params if entry[0].dim() < 2]
         self._vectors = Adam(vectors, lr, (0.9, 0.95)) if vectors else None
         self._stacks = {}  # parameters of one matrix shape, orthogonalised in one batch
@@ -942,12 +926,10 @@ class Muon(Optimiser):
             steps = []
             for _, gradient, velocity in entries:
                 gradient = gradient.detach()
-                velocity.mul_(self.momentum).add_(gradient, alpha=1 - self.momentum)
-                step = gradient.lerp(velocity, self.momentum) if self.nesterov else velocity
-                steps.append(step.reshape(1, rows, columns))
+                velocity.lerp_(gradient, 1 - self.momentum)
+                steps.append(gradient.lerp(velocity, self.momentum).reshape(1, rows, columns))
             for (parameter, _, _), step in zip(entries, newton_schulz(cat(steps)), strict=True):
                 parameter = parameter.detach()
-                parameter.mul_(1 - self.lr * self.weight_decay)
                 parameter.sub_(step.view(parameter.shape), alpha=self.lr * math.sqrt(max(1, rows / columns)))
 
 
