@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from Miniproject_1.model import save_whole
+from Miniproject_1.model import save_atomically
 from Miniproject_1.others.data import load_photos, psnr
 from Miniproject_1.others.train_best import draw_round, exchangeable, shared_parser
 from Miniproject_2.model import Model, Pairs, Recipe, Training, copy_all
@@ -78,7 +78,7 @@ def main(arguments=None):
         loss = train_round(model, training, photos, number, options)
         model.pairs_seen = (number + 1) * options.round
         write_averaged(model, training, options.out)
-        save_whole({"training": training.state_dict(), "round": number + 1}, checkpoint)
+        save_atomically({"training": training.state_dict(), "round": number + 1}, checkpoint)
         decibels = report(options.out, validation)
         seconds = time.monotonic() - began
         print(f"{model.pairs_seen} pairs, loss {loss:.5f}, {decibels:.3f} dB, {seconds:.0f} s", flush=True)
