@@ -31,7 +31,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 from Miniproject_1.model import (
     REPORT_RECIPE,
     Model,
@@ -47,10 +49,11 @@ from Miniproject_1.others.data import (
     draw_pairs,
     load_photos,
     noisy_and_clean,
-    noisy_and_others,
+    noisy_and_mean,
     noisy_pairs,
     progress_bar,
     psnr,
+    summary,
 )
 
 # ---------------------------------------------------------------------------------------------- blocks
@@ -220,7 +223,7 @@ def only_adam(rate):
 
 def averaged(draws, inputs=None):
     """Targets that are means of draws - 1 noisy images: not exchangeable with the one noisy image."""
-    return Variant({"exchange": False}, draw=functools.partial(noisy_and_others, draws=draws, inputs=inputs))
+    return Variant({"exchange": False}, draw=functools.partial(noisy_and_mean, draws=draws, inputs=inputs))
 
 
 VARIANTS = {
@@ -383,7 +386,7 @@ def mean(rows, name):
 
 
 def parse_arguments(arguments, variants):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("run", help="train the variants")
     training.add_argument("photos", type=Path, help="folder of photographs to draw the pairs from")

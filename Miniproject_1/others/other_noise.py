@@ -14,16 +14,19 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 from Miniproject_1.model import PRETRAINED, Model
 from Miniproject_1.others.data import (
     CELLS,
-    NOISE_LEVELS,
+    NOISES,
     add_noise,
     cell_means,
     draws_of_each,
     load_photos,
     psnr_of_each,
+    summary,
 )
 
 SQUARES = 10  # of each photograph
@@ -65,7 +68,7 @@ def conditions(pictures):
             yield f"one sample a pixel, cells of {cell} pixels", *sampled(pictures, cell)
     for samples in (2, 4, 16):
         yield f"{samples} samples a pixel", *sampled(pictures, samples=samples)
-    for kind, level in [("gaussian", 10), *NOISE_LEVELS.items(), ("gaussian", 50)]:
+    for kind, level in [("gaussian", 10), *((name, noise.level) for name, noise in NOISES.items()), ("gaussian", 50)]:
         noisy = add_noise(clean, kind, level, torch.Generator().manual_seed(0))
         yield f"{kind}, level {level:g}", noisy, clean
 
@@ -78,7 +81,7 @@ def row(name, noisy, clean, model):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument("photos", type=Path, help="folder of photographs that were not trained on")
     parser.add_argument("--weights", type=Path, default=PRETRAINED, help="default: bestmodel.pth")
     options = parser.parse_args(arguments)

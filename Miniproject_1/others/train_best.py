@@ -5,7 +5,7 @@
 Only noisy images are ever drawn: no clean one takes part. With `--draws 8` every square is drawn eight times, and each
 draw is learnt from against the other seven at once, by their mean: seven pairs for the price of one, and so much less
 noise in the gradients. With `--inputs 2` only two of the eight are, so that there are four times as many squares. With
-`--other-noise 0.1` a tenth of the pairs has other noise; see `data.other_noises_and_others`.
+`--other-noise 0.1` a tenth of the pairs has other noise; see `data.other_noises_and_mean`.
 
 The run stops at any time and goes on, exactly, from its checkpoint `new.pth.checkpoint` when the same command is given
 again. The learning rate rises and falls once over all the pairs asked for, so `--pairs` is chosen by the time there is.
@@ -26,7 +26,9 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 from Miniproject_1.model import (
     Model,
     Pairs,
@@ -41,16 +43,17 @@ from Miniproject_1.model import (
 from Miniproject_1.others.data import (
     draw_pairs,
     load_photos,
-    noisy_and_others,
+    noisy_and_mean,
     noisy_pairs,
-    other_noises_and_others,
+    other_noises_and_mean,
     psnr,
+    summary,
 )
 
 
 def shared_parser(description):
     """A parser of what the commands of both projects take."""
-    parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=summary(description))
     parser.add_argument("photos", type=Path, help="folder of photographs to learn from")
     parser.add_argument("--out", type=Path, required=True, help="weights file to write")
     parser.add_argument("--pairs", type=int, required=True, help="noisy pairs to learn from, all in all")
@@ -111,12 +114,12 @@ def draw_round(photos, number, options):
     """The fresh pairs of one round, those of other noise last: one draw of a square and another, or others' mean."""
     draw = noisy_pairs
     if options.draws > 1:
-        draw = functools.partial(noisy_and_others, draws=options.draws, inputs=options.inputs)
+        draw = functools.partial(noisy_and_mean, draws=options.draws, inputs=options.inputs)
     others, seed = round(options.other_noise * options.round), 1000 * options.seed + number
     pairs = draw_pairs(photos, options.round - others, seed, draw)
     if not others:
         return pairs
-    return tuple(map(torch.cat, zip(pairs, draw_pairs(photos, others, seed, other_noises_and_others), strict=True)))
+    return tuple(map(torch.cat, zip(pairs, draw_pairs(photos, others, seed, other_noises_and_mean), strict=True)))
 
 
 def train_round(model, training, photos, number, options):

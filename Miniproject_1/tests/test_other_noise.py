@@ -35,7 +35,7 @@ def test_the_command_prints_a_row_for_each_noise(pictures, tmp_path, monkeypatch
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[0].split(",")[0].strip() for row in rows] == [
         "one sample a pixel", "one sample a pixel", "2 samples a pixel", "4 samples a pixel", "16 samples a pixel",
-        "gaussian", *data.NOISE_LEVELS, "gaussian"
+        "gaussian", *data.NOISES, "gaussian"
     ]  # fmt: skip
     assert all(int(row[1]) == 20 and row[2].strip() == row[3].strip() for row in rows)
 
