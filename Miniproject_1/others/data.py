@@ -532,7 +532,7 @@ def read_pairs(path):
 
 def save_data(folder, train, validation):
     """Writes `train_data.pkl` and `val_data.pkl`, each whole or not at all; None leaves a file alone."""
-    from Miniproject_1.model import save_whole as save_atomically  # only here: data are made without a model.py, too
+    from Miniproject_1.model import save_atomically  # only here: data are made without a model.py, too
 
     folder = Path(os.path.realpath(folder))  # a link to a folder that is not there yet
     folder.mkdir(parents=True, exist_ok=True)
@@ -615,6 +615,13 @@ def _watched(items, total, progress):
 def count(text):
     """A number of pairs or images, or a seed, for the command line."""
     if not 0 <= int(text) < 2**32:
+        raise ValueError
+    return int(text)
+
+
+def positive(text):
+    """A number of at least 1, for the command line."""
+    if not count(text):
         raise ValueError
     return int(text)
 
