@@ -52,7 +52,7 @@ for (const figure of document.querySelectorAll("figure")) {
   const view = find(".view"), pair = find(".pair"), slider = find("input"), before = find(".before");
   const show = () => {
     const split = slider.value / 10 + "%";
-    find(".after").style.clipPath = `inset(0 0 0 ${split})`;
+    find(".after").style.clipPath = `inset(-1px -1px -1px ${split})`;  // beyond the picture edges blend nothing
     find(".line").style.left = split;
   };
   const drag = (event) => {
