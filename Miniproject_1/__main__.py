@@ -10,6 +10,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 
 COMMANDS = {
     "denoise": "remove the noise from pictures",
@@ -46,18 +47,30 @@ def print_odd_names():
             stream.reconfigure(errors="backslashreplace")
 
 
-def end_tidily(*_):
-    """A request to end (SIGTERM) unwinds like Ctrl-C, so that temporary files are removed."""
-    sys.exit(143)
+@contextlib.contextmanager
+def tidy_end():
+    """A request to end (SIGTERM) unwinds like Ctrl-C meanwhile, so that temporary files are removed."""
+    if threading.current_thread() is not threading.main_thread():  # others cannot be asked
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def main(arguments=None):
     """Runs one command and returns the exit status; `arguments` are those of the command line by default."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     print_odd_names()
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, end_tidily)
     name = arguments[0] if arguments else None
+    with tidy_end():
+        return run(name, arguments)
+
+
+def run(name, arguments):
+    """Runs the command called `name`; errors become a line on stderr and an exit status."""
     try:
         if name == "data":  # it has a parser of its own
             return importlib.import_module("Miniproject_1.commands.data").run(arguments[1:])

@@ -71,9 +71,12 @@ def classics(noisy, clean):
     variation (A. Chambolle, JMIV 2004), each with the strength that comes closest to the clean picture.
     """
     try:
+        import pywt  # noqa: F401  # which its wavelets need
         from skimage import restoration
     except ImportError as error:
-        raise ImportError("--classics needs scikit-image: pip install 'noise2noise-miniproject[evaluate]'") from error
+        raise ImportError(
+            "--classics needs scikit-image and PyWavelets: pip install 'noise2noise-miniproject[evaluate]'"
+        ) from error
     import torch
 
     image = (noisy[0] / 255).permute(1, 2, 0).double().numpy()

@@ -55,7 +55,7 @@ def displacement(first, second):
 
     Phase correlation (C. Kuglin, D. Hines, 1975) of the mean cross spectrum of all squares: each frequency counts by
     its coherence, what the squares agree on, and high ones less. The peak is refined in steps of 1/50 pixel by the
-    Fourier sum itself. Trust is the height of the peak over the deviation of the surface; under TRUSTED it means nothing.
+    Fourier sum itself. Trust is the height of the peak over the deviation of the surface; see TRUSTED.
     """
     count, _, side, _ = first.shape
     window = torch.hann_window(side + 2, periodic=False)[1:-1]
@@ -107,6 +107,17 @@ def channel_correlation(first, second):
     return ((rows.corrcoef().sum() - channels) / (channels * (channels - 1))).item()
 
 
+def line_correlation(first, second):
+    """Mean correlation of the noise of all pairs of different pixels in one row, and in one column, of the squares."""
+    difference = first - second
+    difference = difference - difference.mean((2, 3), keepdim=True)
+    found, side = [], difference.shape[2]
+    for axis in (3, 2):
+        pairs = difference.sum(axis).square().mean() - difference.square().sum(axis).mean()
+        found.append((pairs / (side * max(1, side - 1) * (difference.square().mean() + 1e-12))).item())
+    return found
+
+
 def clipped_share(first, second):
     """Share of the values that lie at the ends of the range."""
     both = torch.cat([first, second])
@@ -137,7 +148,8 @@ def inspect_pairs(pairs, try_weights=True, device=None):
     levels = [math.sqrt(max(0.0, variance * (1 + sign * noise.imbalance))) for sign in (1, -1)]
     findings = [
         on_level(levels),
-        on_neighbours(noise),
+        on_neighbours(noise.correlation, first.numel()),
+        on_stripes(*line_correlation(first, second)),
         on_channels(channel_correlation(first, second)),
         on_brightness(brightness_levels(first, second)),
         on_exposure(pairs, math.sqrt(variance)),
@@ -164,16 +176,28 @@ def on_level(levels):
     return Finding("noise", values, FINE, f"{said}: alike in both.")
 
 
-def on_neighbours(noise):
-    values = {"correlation": round(noise.correlation, 3), "error": finite(noise.correlation_error, 3)}
-    said = f"correlation of the noise with that of near pixels {noise.correlation:.2f}"
-    if abs(noise.correlation) > max(0.05, 2 * noise.correlation_error):
+def on_neighbours(correlation, count):
+    """`count`: values that it was measured on; white noise stays below 3 / sqrt(count) of itself."""
+    values = {"correlation": round(correlation, 3)}
+    said = f"correlation of the noise with that of near pixels {correlation:.2f}"
+    if abs(correlation) > max(0.05, 3 / math.sqrt(count)):
         text = (
-            f"{said}: demosaicing, JPEG, resizing or stripes. Noise2Noise allows that, and needs longer training; "
-            "where there are raw files, use these. Methods for single pictures (sub-sampling, blind spots) fail."
+            f"{said}: demosaicing, JPEG or resizing. Noise2Noise allows that, and needs longer training; where there "
+            "are raw files, use these. Methods for single pictures (sub-sampling, blind spots) fail."
         )
         return Finding("neighbours", values, MIND, text)
     return Finding("neighbours", values, FINE, f"{said}: independent between pixels.")
+
+
+def on_stripes(rows, columns):
+    values = {"rows": round(rows, 4), "columns": round(columns, 4)}
+    if max(rows, columns) < 0.02:
+        return Finding("stripes", values, FINE, "no stripes in the noise.")
+    text = (
+        f"correlation of the noise along rows {rows:.2f}, along columns {columns:.2f}: stripes. The default network "
+        "treats rows and columns alike; in Python, train Model(equivariant=False)."
+    )
+    return Finding("stripes", values, MIND, text)
 
 
 def on_channels(correlation):

@@ -51,7 +51,7 @@ def predict_colours(model, noisy, space, ensemble=None):
     A model of three channels takes grey as three equal ones, whose mean comes back, and the inks of CMYK as the
     negatives of red, green, blue and grey. A model of one channel takes every channel for itself.
     """
-    channels, taken = noisy.shape[1], getattr(model, "in_channels", None) or model.channels
+    channels, taken = noisy.shape[1], model.in_channels
     if channels == taken:
         return model.predict(noisy, ensemble)
     if taken == 1:

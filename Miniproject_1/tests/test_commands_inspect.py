@@ -110,6 +110,16 @@ def test_noise_that_is_correlated_between_pixels():
     assert found["neighbours"].values["correlation"] == pytest.approx(0.5, abs=0.03)
 
 
+def test_stripes():
+    generator = torch.Generator().manual_seed(0)
+    a, b = pair(10)
+    stripes = 5 * torch.randn(2, 1, 1, 320, 1, generator=generator)
+    found, _ = findings(a + stripes[0], b + stripes[1])
+    assert found["stripes"].verdict == "mind"
+    assert found["stripes"].values["rows"] == pytest.approx(0.2, abs=0.04)
+    assert abs(found["stripes"].values["columns"]) < 0.01
+
+
 def test_noise_that_is_correlated_between_channels():
     generator = torch.Generator().manual_seed(0)
     grey, own = torch.randn(2, 1, 1, 320, 320, generator=generator), torch.randn(2, 1, 3, 320, 320, generator=generator)
