@@ -9,6 +9,7 @@ and tifffile reads floating TIFF and writes what Pillow cannot. Both are the ext
 
 import contextlib
 import io
+import logging
 import lzma
 import os
 import re
@@ -133,8 +134,7 @@ def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
     if not path.is_file():
         raise FileNotFoundError("no such file" if not path.exists() else "not a file")
     try:
-        with warnings.catch_warnings(), no_pixel_limit(Image), open(path, "rb") as file:
-            warnings.simplefilter("ignore")
+        with silence(), no_pixel_limit(Image), open(path, "rb") as file:
             picture = decode(file, max_megapixels)
     except (Refused, ImportError):
         raise
@@ -160,6 +160,20 @@ def float_range(values):
     if low >= 0 and high <= 1:
         return 0.0, 1.0
     return low, high if high > low else low + 1
+
+
+@contextlib.contextmanager
+def silence():
+    """Warnings and tifffile's log say nothing meanwhile: what is wrong with a file, one error says."""
+    log = logging.getLogger("tifffile")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 @contextlib.contextmanager
