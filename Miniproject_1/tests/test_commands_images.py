@@ -125,6 +125,14 @@ def test_sixteen_bit_colour_is_turned_upright_too(tmp_path):
     assert (read.pixels == numpy.rot90(written.pixels, -1)).all()
 
 
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp"])
+def test_xmp_is_kept_and_says_upright(tmp_path, ending):
+    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6" dc:rights="mine"/></x:xmpmeta>'
+    images.write_picture(sample("RGB", xmp=packet), tmp_path / f"a{ending}")
+    read = images.read_picture(tmp_path / f"a{ending}")
+    assert read.xmp == packet.replace(b'"6"', b'"1"')
+
+
 def chunk(name, content):
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
