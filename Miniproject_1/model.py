@@ -441,7 +441,7 @@ def mirrored(size, multiple):
     """How an axis is extended to a multiple, and to SMALLEST: size, pixels before it, which pixel each one shows."""
     padded = max(size, SMALLEST)
     padded += -padded % multiple
-    before = (padded - size) // 2
+    before = (padded - size) // 2 if size < SMALLEST else 0  # tiles and whole images keep the same grid
     index = (torch.arange(padded, device="cpu") - before) % (2 * size)
     return size, before, torch.minimum(index, 2 * size - 1 - index)
 

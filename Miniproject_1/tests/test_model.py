@@ -15,6 +15,15 @@ from Miniproject_1 import model as project
 from Miniproject_1.model import NETWORKS, REPORT_RECIPE, Model, Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
+find_device = project.default_device
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu():
+    """These tests compare exactly, so they run on the CPU also where there is a GPU; for that see test_cuda.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(project, "default_device", lambda: torch.device("cpu"))
+        yield
 
 
 def smooth_images(count, height=32, width=32, seed=0):
@@ -38,7 +47,7 @@ def weights(model):
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained(on_the_cpu):
     """A small network with gates that has learnt from 64 pairs of 32 x 32."""
     model = Model(width=8, gates=True)
     model.train(*noisy_versions(smooth_images(64)), epochs=6)
@@ -915,12 +924,12 @@ def test_a_gpu_without_kernels_is_left_alone(monkeypatch):
     def no_kernel(*_, **__):
         raise RuntimeError("no kernel image is available for execution on the device")
 
-    project.default_device.cache_clear()
+    find_device.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "ones", no_kernel)
     with pytest.warns(UserWarning, match="no kernel image"):
-        assert project.default_device().type == "cpu"
-    project.default_device.cache_clear()
+        assert find_device().type == "cpu"
+    find_device.cache_clear()
 
 
 def test_weights_of_a_compiled_network_load_into_a_plain_one(tmp_path):
