@@ -315,7 +315,7 @@ def trained_and_scored(model, pairs, epochs, validation):
     seconds = time.monotonic() - began
     return {
         "recipe": asdict(model.recipe),
-        "machine": processor(torch.device(getattr(model, "device", "cpu"))),
+        "machine": processor(model.device),
         "seconds": round(seconds, 1),
         "single": round(psnr(model.predict(noisy, ensemble=False), clean), 3),
         "ensemble": round(psnr(model.predict(noisy, ensemble=True), clean), 3),
