@@ -538,10 +538,7 @@ def save_data(folder, train, validation):
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in ((TRAIN, train), (VALIDATION, validation)):
         if tensors is not None:
-            try:
-                save_atomically(tuple(tensor.contiguous() for tensor in tensors), folder / name)
-            except RuntimeError as error:  # what torch makes of a full disk
-                raise OSError(f"{folder / name} cannot be written; is the disk full? ({error})") from error
+            save_atomically(tuple(tensor.contiguous() for tensor in tensors), folder / name)
 
 
 def check_folder(folder):

@@ -6,7 +6,7 @@
 The command is that of project 1: the same options, the same lines of JSON, the same table.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 
@@ -74,7 +74,8 @@ def run(name, seed, photos, count, epochs, validation):
     """Trains one variant; returns its size and what came out."""
     model = make_model(VARIANTS[name], seed)
     parameters = sum(parameter.numel() for parameter, _ in model.network.param())
-    size = {"parameters": parameters, "multiply_adds": multiply_adds(model.network)}
+    size = {"network": asdict(model.architecture), "parameters": parameters}
+    size["multiply_adds"] = multiply_adds(model.network)
     return size | experiments.trained_and_scored(model, draw_pairs(photos, count, seed), epochs, validation)
 
 

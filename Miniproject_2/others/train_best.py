@@ -9,11 +9,9 @@ rises, stays and falls to zero over the last part of the pairs. `new.pth` always
 
 import time
 
-import torch
-
 from Miniproject_1.model import save_atomically
-from Miniproject_1.others.data import load_photos, psnr
-from Miniproject_1.others.train_best import draw_round, exchangeable, shared_parser
+from Miniproject_1.others.data import check_writable, load_photos, plain_errors, psnr, read_pairs
+from Miniproject_1.others.train_best import draw_round, exchangeable, resume, shared_parser
 from Miniproject_2.model import Model, Pairs, Recipe, Training, copy_all
 
 EMA_STEPS = 1_000
@@ -61,27 +59,32 @@ def report(path, validation):
     return psnr(model.predict(validation[0], ensemble=False), validation[1])
 
 
-def main(arguments=None):
-    options = parse_arguments(arguments)
+def train(options, validation):
+    """Runs the rounds that are not done yet; after each, writes weights and checkpoint and prints a line."""
+    checkpoint = options.out.with_name(options.out.name + ".checkpoint")
+    for path in (options.out, checkpoint):
+        check_writable(path)
     recipe = Recipe(batch_size=options.batch_size, lr=options.lr, swap_pixels=exchangeable(options))
     model = Model(seed=options.seed, recipe=recipe)
     training = Training(model.network, recipe, options.seed, EMA_STEPS)
-    checkpoint, first = options.out.with_name(options.out.name + ".checkpoint"), 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        training.load_state_dict(state["training"])
-        first = state["round"]
-    validation = torch.load(options.validate, weights_only=True) if options.validate else None
+    first, start = resume(training, checkpoint) if checkpoint.exists() else (0, 0)
     photos = load_photos(options.photos)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     for number in range(first, -(-options.pairs // options.round)):
         began = time.monotonic()
         loss = train_round(model, training, photos, number, options)
-        model.pairs_seen = (number + 1) * options.round
+        model.pairs_seen = start + (number + 1) * options.round
         write_averaged(model, training, options.out)
-        save_atomically({"training": training.state_dict(), "round": number + 1}, checkpoint)
+        save_atomically({"training": training.state_dict(), "round": number + 1, "start": start}, checkpoint)
         decibels = report(options.out, validation)
         seconds = time.monotonic() - began
         print(f"{model.pairs_seen} pairs, loss {loss:.5f}, {decibels:.3f} dB, {seconds:.0f} s", flush=True)
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    with plain_errors("train_best.py"):
+        train(options, read_pairs(options.validate) if options.validate else None)
 
 
 if __name__ == "__main__":
