@@ -37,11 +37,11 @@ class Settings:
     blocks: int = 1
     inner_blocks: int = 4
     patch: int = 80  # pixels a side, a multiple of 16: whole blocks of JPEG, whole cells of the network
-    batch: int = 4  # patches a step
+    batch_size: int = 4  # patches a step
     steps: int = 9_000  # over which the rates rise and fall
-    muon_rate: float = 4e-3
-    adam_rate: float = 5e-3
-    averaging: float = 0.998
+    muon_lr: float = 4e-3
+    adam_lr: float = 5e-3
+    ema_decay: float = 0.998
     variance_floor: float = 1e-3  # weight of a patch: 1 / (its noise variance + this); see the README
     reduced: float = 0.5  # share of the patches that come from reduced photographs
     smallest: float = 0.4  # the smallest factor by which a photograph is reduced
@@ -50,17 +50,17 @@ class Settings:
     def __post_init__(self):
         if self.patch < 16 or self.patch % 16:
             raise ValueError(f"patch must be a positive multiple of 16; got {self.patch}")
-        if min(self.batch, self.steps) < 1:
-            raise ValueError(f"batch and steps must be at least 1; got {self.batch} and {self.steps}")
+        if min(self.batch_size, self.steps) < 1:
+            raise ValueError(f"batch_size and steps must be at least 1; got {self.batch_size} and {self.steps}")
         if not 0 <= self.reduced <= 1 or not 0 < self.smallest <= 1:
             raise ValueError(f"reduced must be in [0, 1] and smallest in (0, 1]; got {self.reduced}, {self.smallest}")
 
     def recipe(self):
         return Recipe(
-            batch=max(1, self.batch * self.patch**2 // 32**2),
-            muon_rate=self.muon_rate,
-            adam_rate=self.adam_rate,
-            averaging=self.averaging,
+            batch=max(1, self.batch_size * self.patch**2 // 32**2),
+            muon_rate=self.muon_lr,
+            adam_rate=self.adam_lr,
+            averaging=self.ema_decay,
             easy_first=self.variance_floor,
             exchange=False,
             negatives=False,
@@ -112,7 +112,7 @@ class Patches:
 
     def draw(self, generator):
         """float32 (batch, 3, patch, patch) in [0, 1]."""
-        count, side = self.settings.batch, self.settings.patch
+        count, side = self.settings.batch_size, self.settings.patch
         numbers = torch.randint(len(self.photos), (count,), generator=generator).tolist()
         reduced = (torch.rand(count, generator=generator) < self.settings.reduced).tolist()
         places = torch.rand(count, 2, generator=generator).tolist()
@@ -175,11 +175,11 @@ def train(patches, settings, mixture, out, *, every=250, limit=None):
     while training.steps < last:
         began, count = time.monotonic(), min(every, last - training.steps)
         loss = learn(training, patches, settings, mixture, count)
-        model.pairs_seen = training.steps * settings.batch
+        model.pairs_seen = training.steps * settings.batch_size
         write_averaged(model, training, out)
         save_whole({"training": training.state_dict(), **recorded(settings, mixture)}, checkpoint)
         seconds = time.monotonic() - began
-        pixels = count * settings.batch * settings.patch**2
+        pixels = count * settings.batch_size * settings.patch**2
         print(
             f"step {training.steps} of {settings.steps}, loss {loss:.4e}, {pixels / seconds:.3g} pixels/s, "
             f"about {(last - training.steps) * seconds / count / 60:.0f} minutes to go",
