@@ -37,10 +37,10 @@ class Settings:
     blocks: int = 1
     inner_blocks: int = 4
     patch: int = 80  # pixels a side, a multiple of 16: whole blocks of JPEG, whole cells of the network
-    batch_size: int = 4  # patches a step
-    steps: int = 9_000  # over which the rates rise and fall
-    muon_lr: float = 4e-3
-    adam_lr: float = 5e-3
+    batch_size: int = 6  # patches a step
+    steps: int = 3_800  # over which the rates rise and fall
+    muon_lr: float = 2e-3
+    adam_lr: float = 2e-3
     ema_decay: float = 0.998
     variance_floor: float = 1e-3  # weight of a patch: 1 / (its noise variance + this); see the README
     reduced: float = 0.5  # share of the patches that come from reduced photographs
@@ -157,25 +157,35 @@ def recorded(settings, mixture):
     return {"settings": dataclasses.asdict(settings), "mixture": dataclasses.asdict(mixture)}
 
 
-def train(patches, settings, mixture, out, *, every=250, limit=None):
+def make_model(settings, start=None):
+    """A fresh model, or that of a weights file; ValueError where its network is another than the settings say."""
+    sizes = {name: getattr(settings, name) for name in ("width", "levels", "blocks", "inner_blocks")}
+    model = Model(recipe=settings.recipe(), seed=settings.seed, **sizes)
+    if start is not None:
+        expected = model.name, model.sizes
+        model.load(start)
+        if (model.name, model.sizes) != expected:
+            raise ValueError(f"{start.name} has a network of {model.sizes}; the settings ask for {expected[1]}")
+    return model
+
+
+def train(patches, settings, mixture, out, *, start=None, every=250, limit=None):
     """Trains up to `settings.steps`, writing weights and checkpoint after every so many steps.
 
     Args:
         out: path of the weights; the checkpoint has `.checkpoint` appended.
+        start: path of weights to begin with; None: fresh ones.
         limit: stop after this step, to be resumed later; None: train to the end.
     """
-    model = Model(
-        recipe=settings.recipe(),
-        seed=settings.seed,
-        **{name: getattr(settings, name) for name in ("width", "levels", "blocks", "inner_blocks")},
-    )
+    model = make_model(settings, start)
+    seen_before = model.pairs_seen
     training, checkpoint = Training(model.network, model.recipe, settings.seed), out.with_name(out.name + ".checkpoint")
     resume(training, checkpoint, settings, mixture)
     last = min(settings.steps, limit or settings.steps)
     while training.steps < last:
         began, count = time.monotonic(), min(every, last - training.steps)
         loss = learn(training, patches, settings, mixture, count)
-        model.pairs_seen = training.steps * settings.batch_size
+        model.pairs_seen = seen_before + training.steps * settings.batch_size
         write_averaged(model, training, out)
         save_whole({"training": training.state_dict(), **recorded(settings, mixture)}, checkpoint)
         seconds = time.monotonic() - began
@@ -195,6 +205,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--leave-out", type=Path, help="text file of names of photographs not to learn from, one a line"
     )
+    parser.add_argument("--start", type=Path, help="weights to begin with; default: fresh ones")
     parser.add_argument("--every", type=int, default=250, help="steps between two checkpoints")
     for kind in (Settings, Mixture):
         for field in dataclasses.fields(kind):
@@ -211,7 +222,7 @@ def main(arguments=None):
     left_out = options.leave_out.read_text().split() if options.leave_out else ()
     files = files_to_learn_from(options.photos, left_out)
     print(f"{len(files)} photographs; {settings}; {mixture}", flush=True)
-    train(Patches(files, settings), settings, mixture, options.out, every=options.every)
+    train(Patches(files, settings), settings, mixture, options.out, start=options.start, every=options.every)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,25 @@ def test_a_run_may_become_longer(run):
     assert run("a.pth", dataclasses.replace(TINY, steps=6)).pairs_seen == 6 * TINY.batch_size
 
 
+def test_a_run_may_start_from_weights_and_be_stopped(run, tmp_path):
+    start = tmp_path / "start.pth"
+    run("start.pth")
+    first = weights(start)
+    assert run("straight.pth", start=start).pairs_seen == 8 * TINY.batch_size
+    assert not torch.equal(weights(tmp_path / "straight.pth"), first)
+    run("still.pth", dataclasses.replace(TINY, muon_lr=0.0, adam_lr=0.0), start=start)
+    assert torch.equal(weights(tmp_path / "still.pth"), first)
+    run("stopped.pth", start=start, limit=2)
+    assert run("stopped.pth", start=start).pairs_seen == 8 * TINY.batch_size
+    assert torch.equal(weights(tmp_path / "stopped.pth"), weights(tmp_path / "straight.pth"))
+
+
+def test_weights_of_another_network_are_no_start(run, tmp_path):
+    run("start.pth", limit=1)
+    with pytest.raises(ValueError, match=r"start\.pth has a network"):
+        run("a.pth", dataclasses.replace(TINY, inner_blocks=2), start=tmp_path / "start.pth")
+
+
 def test_seed_and_mixture_are_learnt_from(run, tmp_path):
     run("a.pth")
     run("seed.pth", dataclasses.replace(TINY, seed=1))
