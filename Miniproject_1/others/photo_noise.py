@@ -28,13 +28,13 @@ import torch.nn.functional as F
 class Mixture:
     """Which noises are drawn how often. Shares of added noise are independent of each other: they combine."""
 
-    camera: float = 0.3  # share of images that get a camera's noise; the others get added noise
+    camera: float = 0.25  # share of images that get a camera's noise; the others get added noise
     max_level: float = 55.0  # grey values; levels of added noise are uniform between 0 and this
-    signal: float = 0.15  # share whose variance depends on the brightness
-    channels: float = 0.1  # share whose channels have levels of their own and are correlated
-    neighbours: float = 0.1  # share that is blurred or enlarged
-    varying: float = 0.1  # share whose level varies over the picture
-    jpeg: float = 0.1  # share of the inputs with added noise that are coded as JPEG
+    signal: float = 0.1  # share whose variance depends on the brightness
+    channels: float = 0.05  # share whose channels have levels of their own and are correlated
+    neighbours: float = 0.05  # share that is blurred or enlarged
+    varying: float = 0.05  # share whose level varies over the picture
+    jpeg: float = 0.05  # share of the inputs with added noise that are coded as JPEG
     camera_jpeg: float = 0.85  # the same of a camera's pictures
     rounded: float = 0.5  # share of the other inputs that are clipped and rounded as files are
     others: int = 8  # draws of added noise whose mean is the target
