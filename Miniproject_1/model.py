@@ -12,7 +12,7 @@ Why it works: the expected squared error against a second, independent noisy ima
 clean image by the variance of that noise alone, which no weight can change (J. Lehtinen et al., "Noise2Noise:
 Learning Image Restoration without Clean Data", ICML 2018, section 2).
 
-Why so well: noise and photographs look alike turned and mirrored, so our network is made equivariant to the eight
+Why so well: noise and photographs look alike turned and mirrored, so our network is made equivariant to D4, the eight
 symmetries of the square, which leaves an eighth of the free weights to learn (T. Cohen, M. Welling, ICML 2016).
 
 Shapes: N images, C channels, H W image, B images of a batch, O I output and input features, K kernel.
@@ -27,15 +27,18 @@ al., "Seven ways to improve example-based single image super resolution", CVPR 2
 import functools
 import inspect
 import math
+import operator
 import os
-from dataclasses import dataclass
+import secrets
+import warnings
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-FORMAT = "noise2noise weights 1"  # first entry of a weights file
+FORMAT = "noise2noise weights 2"  # first entry of a weights file
 PRETRAINED = Path(__file__).resolve().parent / "bestmodel.pth"
 
 
@@ -43,141 +46,181 @@ PRETRAINED = Path(__file__).resolve().parent / "bestmodel.pth"
 class Recipe:
     """How `Model.train` learns. A rate of 0 leaves the parameters in question to Adam alone."""
 
-    batch: int = 16  # pairs of 32 x 32 a step; larger images: as many as have the same number of pixels
-    muon_rate: float = 4e-3  # peak, hidden convolution weights
-    adam_rate: float = 5e-3  # peak, all other parameters
-    scheduled: bool = True  # rise over the first 5 % of the steps, then fall linearly to 0; False: constant
-    averaging: float = 0.995  # decay of the moving average of the weights that predicts; 0: the last weights
-    least_steps: int = 200  # fewer pairs than fill these make the batch smaller instead
-    transposed: bool = True  # also transpose at random, beside the flips: all eight symmetries
-    exchange: bool = True  # swap the two noisy values of half the pixels
+    batch_size: int = 16  # pairs of 32 x 32 a step; larger images: as many as have the same number of pixels
+    min_steps: int = 200  # fewer pairs than fill these make the batch smaller instead
+    muon_lr: float = 4e-3  # peak, hidden convolution weights
+    adam_lr: float = 5e-3  # peak, all other parameters
+    constant_lr: bool = False  # otherwise the rates rise over the first 5 % of the steps, then fall linearly to 0
+    ema_decay: float = 0.995  # of the moving average of the weights, which predicts; 0: the last weights
+    transpose: bool = True  # also transpose at random, beside the flips: all of D4
+    swap_pixels: bool | None = None  # swap the two noisy values of half the pixels; None: where `PairNoise` allows it
     negatives: bool = True  # make half of the pairs negatives, which self-ensembles average over
-    easy_first: float = 0.002  # weight an image by 1 / (its noise variance + this); 0: all images alike
+    variance_floor: float | None = 0.002  # weight an image by 1 / (its noise variance + this); None: all alike
 
     def __post_init__(self):
-        if self.batch < 1 or not 0 <= self.averaging < 1:
-            raise ValueError(f"Recipe needs a batch of at least 1 and an averaging in [0, 1); got {self}")
-        if min(self.muon_rate, self.adam_rate, self.easy_first) < 0:
-            raise ValueError(f"Recipe needs rates and an easy_first that are not negative; got {self}")
+        if self.batch_size < 1 or not 0 <= self.ema_decay < 1:
+            raise ValueError(f"Recipe needs a batch_size of at least 1 and an ema_decay in [0, 1); got {self}")
+        if min(self.muon_lr, self.adam_lr) < 0 or (self.variance_floor is not None and self.variance_floor <= 0):
+            raise ValueError(f"Recipe needs rates of at least 0 and a variance_floor above 0; got {self}")
 
 
 REPORT_RECIPE = Recipe(  # what the report that started this project trained its two networks with
-    batch=8,
-    muon_rate=0,
-    adam_rate=3e-4,
-    scheduled=False,
-    averaging=0,
-    least_steps=0,
-    transposed=False,
-    exchange=False,
+    batch_size=8,
+    min_steps=0,
+    muon_lr=0,
+    adam_lr=3e-4,
+    constant_lr=True,
+    ema_decay=0,
+    transpose=False,
+    swap_pixels=False,
     negatives=False,
-    easy_first=0,
+    variance_floor=None,
 )
 
 CELL = 32  # pixels a side: our network's gates depend on means over about so much, the whole of a course image
 PATCH = 64  # pixels a side: larger training pairs are learnt from in random patches of this size
-SETTLED_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
-CHUNK = 2**15  # pixels predicted at once: their features stay in a processor's cache (2**18: 1.7 times as long)
+LR_DECAY_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
+CHUNK, GPU_CHUNK = 2**15, 2**19  # pixels predicted at once: on a CPU their features stay in its cache
 TILE, OVERLAP = 768, 128  # pixels a side, in whole cells: larger images are predicted in tiles, blended in the overlap
-MARGIN = 48  # pixels at a tile's edge that do not count: a cell and a half; bestmodel.pth's convolutions see 27 far
+MARGIN = 56  # pixels at a tile's edge that do not count: no shipped network's convolutions see farther
+SMALLEST = 16  # pixels a side: smaller images are mirrored up to this, as no training image was so small
+NARROW = 3  # pixels a side: narrower images come back as they are; mirrored, their noise looks like texture
+CHANNELS_ALIKE = 1.5  # largest ratio of their noise at which self-ensembles reverse the channels
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 
 
 # ---------------------------------------------------------------------------------------------- symmetries
 
-
-SYMMETRIES = [(transpose, axes) for transpose in (False, True) for axes in ((), (2,), (3,), (2, 3))]
-ENSEMBLES = {  # the views to average, by whether the network is equivariant: transpose, flipped axes, negative
-    False: [(*symmetry, False) for symmetry in SYMMETRIES],
-    True: [(False, axes, negative) for axes in ((), (1,)) for negative in (False, True)],
-}
+D4 = tuple((transpose, axes) for transpose in (False, True) for axes in ((), (2,), (3,), (2, 3)))
 
 
-def transformed(images, transpose, axes):
-    """One of the eight symmetries of (B, C, H, W); W x H if it transposes."""
+def apply_d4(images, element):
+    """One of the eight symmetries of the square on (B, C, H, W): transposed first (W x H), then flipped."""
+    transpose, axes = element
     return (images.transpose(2, 3) if transpose else images).flip(axes)
 
 
-def restored(images, transpose, axes):
-    """The inverse of `transformed`."""
+def invert_d4(images, element):
+    """The inverse of `apply_d4`."""
+    transpose, axes = element
     images = images.flip(axes)
     return images.transpose(2, 3) if transpose else images
 
 
-def orbits(shape, outputs, inputs):
-    """Which entries of a convolution weight the eight symmetries turn into each other: int64 (8, entries / 8).
+@functools.cache
+def regular_representation():
+    """For each element h of D4 the numbers of h^-1 g, g = 0 .. 7: what comes to place g when h moves h^-1 g to g."""
+    square = torch.arange(9, device="cpu").view(1, 1, 3, 3)
+    turned = [apply_d4(square, g) for g in D4]
+    numbers = {tuple(image.flatten().tolist()): number for number, image in enumerate(turned)}
+    products = [[numbers[tuple(apply_d4(image, h).flatten().tolist())] for image in turned] for h in D4]
+    return [torch.tensor(row, device="cpu").argsort() for row in products]
 
-    Of features that come in eights, the symmetry h takes number g of each eight to number h g. A weight (O, I, K, K)
-    then belongs to a network that turns its output with its input if it stays the same when h turns its kernels and
-    takes its outputs and inputs along (T. Cohen, M. Welling, "Group Equivariant Convolutional Networks", ICML 2016,
-    section 6).
+
+def orbits(shape, out_group, in_group):
+    """Which entries of a convolution weight D4 turns into each other: int64 (8, entries / 8).
+
+    Of features that come in eights (the regular representation of D4), the symmetry h takes number g of each eight to
+    number h g. A weight (O, I, K, K) then belongs to a network that turns its output with its input if it stays the
+    same when h turns its kernels and takes its outputs and inputs along (T. Cohen, M. Welling, "Group Equivariant
+    Convolutional Networks", ICML 2016, section 6).
 
     Args:
-        outputs, inputs: 8 for features that come in eights, 1 for the channels of images, which stay where they are.
+        out_group, in_group: 8 for features that come in eights, 1 for the channels of images, which stay in place.
     """
-    numbers = torch.arange(math.prod(shape)).view(shape)
-    moved = torch.stack(
-        [
-            transformed(permuted(permuted(numbers, 0, outputs, order), 1, inputs, order), *symmetry).flatten()
-            for order, symmetry in zip(symmetry_orders(), SYMMETRIES, strict=True)
-        ]
-    )
-    return moved[:, moved.amin(0) == numbers.flatten()]
+    numbers = torch.arange(math.prod(shape), device="cpu").view(shape)
+    turned = []
+    for order, element in zip(regular_representation(), D4, strict=True):
+        weight = permute_groups(permute_groups(numbers, 0, out_group, order), 1, in_group, order)
+        turned.append(apply_d4(weight, element).flatten())
+    turned = torch.stack(turned)
+    return turned[:, turned.amin(0) == numbers.flatten()]
 
 
-def permuted(weight, axis, group, order):
+def permute_groups(weight, axis, group, order):
     """Brings each `group` of neighbours along an axis into the given order; a group of 1 has none."""
     if group == 1:
         return weight
     return weight.unflatten(axis, (-1, group)).index_select(axis + 1, order).flatten(axis, axis + 1)
 
 
-@functools.cache
-def symmetry_orders():
-    """For each symmetry h the numbers of h^-1 g, g = 0 .. 7: what comes to place g when h moves h^-1 g to g."""
-    turned = [transformed(torch.arange(9).view(1, 1, 3, 3), *symmetry) for symmetry in SYMMETRIES]
-    names = [square.flatten().tolist() for square in turned]
-    products = [[names.index(transformed(square, *h).flatten().tolist()) for square in turned] for h in SYMMETRIES]
-    return [torch.tensor(row).argsort() for row in products]
+class Symmetrise(torch.autograd.Function):
+    """Replaces every entry of a tensor by the mean of its orbit: a projection, and its own adjoint.
+
+    `entries` (n,) are the numbers of all entries, orbit by orbit, as `orbits(...)` flattened; `orbit` (n,) has for each
+    entry the number of its orbit.
+    """
+
+    @staticmethod
+    def forward(ctx, values, entries, orbit):
+        ctx.save_for_backward(entries, orbit)
+        return Symmetrise.project(values, entries, orbit)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return Symmetrise.project(gradient, *ctx.saved_tensors), None, None
+
+    @staticmethod
+    def project(values, entries, orbit):
+        means = values.flatten().index_select(0, entries).view(8, -1).mean(0)
+        return means.index_select(0, orbit).view(values.shape)
 
 
-def symmetrised(values, orbits):
-    """Replaces every entry by the mean of its orbit."""
-    flat = values.flatten()
-    return flat.index_put((orbits,), flat[orbits].mean(0)).view(values.shape)
+# ---------------------------------------------------------------------------------------------- layers
 
 
-def keep_equivariant(layer, outputs, inputs):
-    """Makes the weight and the bias of a convolution equivariant; `symmetrise_gradients` keeps them so."""
-    layer.register_buffer("weight_orbits", orbits(layer.weight.shape, outputs, inputs), persistent=False)
-    layer.register_buffer("bias_orbits", torch.arange(len(layer.bias)).view(-1, outputs).T, persistent=False)
-    with torch.no_grad():  # a mean of eight has an eighth of the variance
-        layer.weight.copy_(symmetrised(layer.weight, layer.weight_orbits) * math.sqrt(8))
+class Symmetric:
+    """A convolution that can be made equivariant to D4: it then symmetrises its parameters whenever it uses them."""
+
+    equivariant = False
+
+    @torch.no_grad()
+    def make_equivariant(self, out_group=8, in_group=8):
+        """From now on the layer turns its output with its input; the groups are those of `orbits`."""
+        numbers = orbits(self.weight.shape, out_group, in_group)
+        orbit = torch.empty(self.weight.numel(), dtype=torch.int64, device="cpu")
+        orbit[numbers] = torch.arange(numbers.shape[1], device="cpu")
+        self.register_buffer("entries", numbers.flatten(), persistent=False)
+        self.register_buffer("orbit", orbit, persistent=False)
+        self.equivariant, self.bias_group = True, out_group
+        self.weight.copy_(self.weight_and_bias()[0] * math.sqrt(8))  # a mean of eight has an eighth of the variance
+
+    def weight_and_bias(self):
+        """The parameters as the layer uses them."""
+        if not self.equivariant:
+            return self.weight, self.bias
+        groups = self.bias.view(-1, self.bias_group)
+        bias = groups.mean(1, keepdim=True).expand(groups.shape).flatten()
+        return Symmetrise.apply(self.weight, self.entries, self.orbit), bias
 
 
-def symmetrise_gradients(network):
-    """Replaces the gradients of an equivariant network by their means over the symmetries; others have no orbits."""
-    for layer in network.modules():
-        if hasattr(layer, "weight_orbits"):
-            layer.weight.grad = symmetrised(layer.weight.grad, layer.weight_orbits)
-            layer.bias.grad = symmetrised(layer.bias.grad, layer.bias_orbits)
+class Conv2d(Symmetric, nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, *self.weight_and_bias(), self.stride, self.padding)
+
+
+class ConvTranspose2d(Symmetric, nn.ConvTranspose2d):
+    def forward(self, x):
+        return F.conv_transpose2d(x, *self.weight_and_bias(), self.stride)
 
 
 def make_equivariant(network):
     """Makes a network equivariant whose `first` layer takes images and whose `last` gives them, all else in eights."""
     for layer in network.modules():
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-            keep_equivariant(layer, 1 if layer is network.last else 8, 1 if layer is network.first else 8)
+        if isinstance(layer, Symmetric):
+            layer.make_equivariant(1 if layer is network.last else 8, 1 if layer is network.first else 8)
     network.equivariant = True
 
 
-# ---------------------------------------------------------------------------------------------- networks
-
-
-def convolution(inputs, outputs, kernel=3, stride=1, slope=0.0):
-    """Conv2d that keeps H x W (kernel 3) or divides it (kernel = stride), He-initialised for a LeakyReLU slope."""
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=0 if stride > 1 else kernel // 2)
+def conv(in_channels, out_channels, kernel=3, stride=1, slope=0.0):
+    """Convolution that keeps H x W (stride 1) or divides it (kernel = stride), He-initialised for a LeakyReLU slope."""
+    layer = Conv2d(in_channels, out_channels, kernel, stride, padding=0 if stride > 1 else kernel // 2)
     return he_initialised(layer, slope)
+
+
+def up_conv(in_channels, out_channels):
+    """Transposed convolution that doubles H x W, He-initialised."""
+    return he_initialised(ConvTranspose2d(in_channels, out_channels, 2, stride=2))
 
 
 def he_initialised(layer, slope=0.0):
@@ -191,6 +234,16 @@ def zero_initialised(layer):
     return layer
 
 
+@torch.no_grad()
+def scale_down(*layers):
+    """Makes He-initialised weights as small as torch's own: Muon moves small weights sooner."""
+    for layer in layers:
+        layer.weight.div_(math.sqrt(6))
+
+
+# ---------------------------------------------------------------------------------------------- networks
+
+
 class ResidualBlock(nn.Module):
     """x + conv(g * relu(conv(x))), each hidden feature times a gate g in (0, 2) that knows the means of all of them.
 
@@ -202,8 +255,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width, cell=None):
         super().__init__()
-        self.first, self.second = convolution(width, width), convolution(width, width)
-        self.gate, self.cell = zero_initialised(convolution(width, width, kernel=1)) if cell else None, cell
+        self.first, self.second = conv(width, width), conv(width, width)
+        self.gate, self.cell = zero_initialised(conv(width, width, kernel=1)) if cell else None, cell
         with torch.no_grad():
             self.second.weight.mul_(0.5)  # so that a chain of blocks does not grow its features
 
@@ -227,14 +280,11 @@ def cell_means(x, cell):
 
 def blended(cells, size, cell):
     """(B, C, rows, columns) -> (B, C, *size): linear between the centres of the cells, constant outside of them."""
-    for axis, pixels in zip((2, 3), size, strict=True):
-        if cells.shape[axis] == 1:
-            continue  # broadcast
-        place = ((torch.arange(pixels, device=cells.device) + 0.5) / cell - 0.5).clamp(0, cells.shape[axis] - 1)
-        before, after = place.floor().long(), place.ceil().long()
-        share = (place - before).to(cells.dtype).view(-1, *[1] * (3 - axis))
-        cells = torch.lerp(cells.index_select(axis, before), cells.index_select(axis, after), share)
-    return cells
+    if cells.shape[2:] == (1, 1):
+        return cells  # broadcast
+    height, width = size
+    pixels = F.interpolate(cells, scale_factor=float(cell), mode="bilinear")[:, :, :height, :width]
+    return F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]), mode="replicate")
 
 
 class Stage(nn.Module):
@@ -247,12 +297,12 @@ class Stage(nn.Module):
         super().__init__()
         inner_cell = cell and cell // 2
         self.encode = chain(width, blocks, cell)
-        self.down = convolution(width, 2 * width, kernel=2, stride=2)
+        self.down = conv(width, 2 * width, kernel=2, stride=2)
         if levels > 2:
             self.inner = Stage(2 * width, levels - 1, blocks, inner_blocks, inner_cell)
         else:
             self.inner = chain(2 * width, inner_blocks, inner_cell)
-        self.up = he_initialised(nn.ConvTranspose2d(2 * width, width, 2, stride=2))
+        self.up = up_conv(2 * width, width)
         self.decode = chain(width, blocks, cell)
         scale_down(self.down, self.up)
 
@@ -266,13 +316,6 @@ def chain(width, blocks, cell):
     return nn.Sequential(*(ResidualBlock(width, cell) for _ in range(blocks)))
 
 
-@torch.no_grad()
-def scale_down(*layers):
-    """Makes He-initialised weights as small as torch's own: Muon moves small weights sooner."""
-    for layer in layers:
-        layer.weight.div_(math.sqrt(6))
-
-
 class ResidualUNet(Stage):
     """Our network: residual blocks at full and lower resolutions; predicts the noise to subtract.
 
@@ -284,16 +327,16 @@ class ResidualUNet(Stage):
     `ResidualBlock`) pay in long trainings against means of noisy targets, +0.05 dB, not in one epoch of noisy ones.
     """
 
-    def __init__(self, channels=3, width=40, blocks=1, inner_blocks=1, equivariant=True, gates=False, levels=2):
+    def __init__(self, in_channels=3, width=40, blocks=1, inner_blocks=1, equivariant=True, gates=False, levels=2):
         if equivariant and width % 8:
             raise ValueError(f"width must be a multiple of 8, one feature for each symmetry; got {width}")
         if levels < 2:
             raise ValueError(f"levels must be at least 2; got {levels}")
-        first = convolution(channels, width)
+        first = conv(in_channels, width)
         super().__init__(width, levels, blocks, inner_blocks, CELL if gates else None)
         self.first = first
         scale_down(self.first)
-        self.last = zero_initialised(convolution(width, channels))  # untrained, the network returns its input
+        self.last = zero_initialised(conv(width, in_channels))  # untrained, the network returns its input
         self.multiple = 2 ** (levels - 1)  # H and W must be multiples of this
         self.equivariant = False
         if equivariant:
@@ -304,11 +347,11 @@ class ResidualUNet(Stage):
         return images + self.last(F.relu(x, inplace=True))
 
 
-class DoubleConvolution(nn.Sequential):
+class DoubleConv(nn.Sequential):
     """Two convolutions, each with a LeakyReLU."""
 
-    def __init__(self, inputs, outputs, slope=0.1):
-        first, second = convolution(inputs, outputs, slope=slope), convolution(outputs, outputs, slope=slope)
+    def __init__(self, in_channels, out_channels, slope=0.1):
+        first, second = conv(in_channels, out_channels, slope=slope), conv(out_channels, out_channels, slope=slope)
         super().__init__(first, nn.LeakyReLU(slope), second, nn.LeakyReLU(slope))
 
 
@@ -317,16 +360,16 @@ class UNet(nn.Module):
 
     multiple, equivariant = 4, False
 
-    def __init__(self, channels=3, width=32):
+    def __init__(self, in_channels=3, width=32):
         super().__init__()
-        self.encode1 = DoubleConvolution(channels, width)
-        self.encode2 = DoubleConvolution(width, 2 * width)
-        self.bottom = DoubleConvolution(2 * width, 4 * width)
-        self.up2 = he_initialised(nn.ConvTranspose2d(4 * width, 2 * width, 2, stride=2))
-        self.decode2 = DoubleConvolution(4 * width, 2 * width)
-        self.up1 = he_initialised(nn.ConvTranspose2d(2 * width, width, 2, stride=2))
-        self.decode1 = DoubleConvolution(2 * width, width)
-        self.last = convolution(width, channels, kernel=1)
+        self.encode1 = DoubleConv(in_channels, width)
+        self.encode2 = DoubleConv(width, 2 * width)
+        self.bottom = DoubleConv(2 * width, 4 * width)
+        self.up2 = up_conv(4 * width, 2 * width)
+        self.decode2 = DoubleConv(4 * width, 2 * width)
+        self.up1 = up_conv(2 * width, width)
+        self.decode1 = DoubleConv(2 * width, width)
+        self.last = conv(width, in_channels, kernel=1)
 
     def forward(self, images):  # (B, C, H, W)
         full = self.encode1(images - 0.5)  # (B, width, H, W)
@@ -342,18 +385,18 @@ class Noise2NoiseNet(nn.Module):
 
     multiple, equivariant = 32, False
 
-    def __init__(self, channels=3, width=48, slope=0.1):
+    def __init__(self, in_channels=3, width=48, slope=0.1):
         super().__init__()
-        conv = functools.partial(convolution, slope=slope)
+        layer = functools.partial(conv, slope=slope)
         self.slope = slope
-        self.first = conv(channels, width)
-        self.encode = nn.ModuleList(conv(width, width) for _ in range(6))
+        self.first = layer(in_channels, width)
+        self.encode = nn.ModuleList(layer(width, width) for _ in range(6))
         deep = [width] + 3 * [2 * width]  # features that come up to each of the four deeper levels
         self.decode = nn.ModuleList(
-            nn.ModuleList([conv(below + width, 2 * width), conv(2 * width, 2 * width)]) for below in deep
+            nn.ModuleList([layer(below + width, 2 * width), layer(2 * width, 2 * width)]) for below in deep
         )
-        self.image = nn.ModuleList([conv(2 * width + channels, 64), conv(64, 32)])
-        self.last = convolution(32, channels)
+        self.image = nn.ModuleList([layer(2 * width + in_channels, 64), layer(64, 32)])
+        self.last = conv(32, in_channels)
 
     def forward(self, images):  # (B, C, H, W)
         skips = [images - 0.5]
@@ -375,32 +418,55 @@ NETWORKS = {"residual_unet": ResidualUNet, "unet": UNet, "noise2noise": Noise2No
 
 
 def all_sizes(network_class, sizes):
-    """The given sizes of a network and the defaults of the others, by name: a weights file keeps them all."""
+    """The given sizes of a network and the defaults of the others, as plain numbers: a weights file keeps them all."""
     parameters = inspect.signature(network_class).parameters.values()
-    return {p.name: p.default for p in parameters if p.name != "channels"} | sizes
+    defaults = {p.name: p.default for p in parameters if p.name != "in_channels"}
+    unknown = sizes.keys() - defaults.keys()
+    if unknown:
+        raise TypeError(f"sizes of this network are {', '.join(defaults)}; got {', '.join(sorted(unknown))}")
+    plain = {bool: bool, int: operator.index, float: float}
+    return defaults | {name: plain[type(defaults[name])](value) for name, value in sizes.items()}
 
 
 def forward_any_size(network, images):
-    """Runs a network on (B, C, H, W) of any H x W: edge pixels are repeated up to the next multiple, then cropped."""
-    height, width = images.shape[2:]
-    right, bottom = -width % network.multiple, -height % network.multiple
-    if right or bottom:
-        images = F.pad(images, (0, right, 0, bottom), mode="replicate")
-    return network(images)[:, :, :height, :width]
+    """Runs a network on (B, C, H, W) of any H x W: mirrored on all sides up to what it takes, then cropped."""
+    (height, top, rows), (width, left, columns) = (mirrored(size, network.multiple) for size in images.shape[2:])
+    if (len(rows), len(columns)) != (height, width):
+        images = images.index_select(2, rows.to(images.device)).index_select(3, columns.to(images.device))
+    result = network(images.contiguous(memory_format=torch.channels_last))
+    return result[:, :, top : top + height, left : left + width]
+
+
+def mirrored(size, multiple):
+    """How an axis is extended to a multiple, and to SMALLEST: size, pixels before it, which pixel each one shows."""
+    padded = max(size, SMALLEST)
+    padded += -padded % multiple
+    before = (padded - size) // 2 if size < SMALLEST else 0  # tiles and whole images keep the same grid
+    index = (torch.arange(padded, device="cpu") - before) % (2 * size)
+    return size, before, torch.minimum(index, 2 * size - 1 - index)
 
 
 # ---------------------------------------------------------------------------------------------- optimiser
 
 
-def orthogonalised(matrices, iterations=5):
-    """Moves all singular values of (M, rows, columns) near 1 by the Newton-Schulz iteration Muon uses."""
+def newton_schulz(matrices, steps=5):
+    """Moves all singular values of (M, rows, columns) near 1, to about [0.7, 1.2], by the iteration that Muon uses.
+
+    X <- (a + b X X^T + c (X X^T)^2) X. All factors are polynomials of the one matrix X X^T, so that only they are
+    iterated, on the shorter side: `gram` is X X^T of the current X, `total` the product of the factors so far.
+    """
+    if matrices.shape[1] > matrices.shape[2]:
+        return newton_schulz(matrices.mT, steps).mT
     a, b, c = 3.4445, -4.7750, 2.0315  # steepest quintic at 0 that keeps [0, 1] within about [0.7, 1.2]
-    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
-    x = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(iterations):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if wide is matrices else x.mT
+    matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    gram, total = matrices.bmm(matrices.mT), None
+    for step in range(steps):
+        factor = gram.baddbmm(gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        total = factor if total is None else factor.bmm(total)
+        if step < steps - 1:
+            gram = factor.bmm(gram).bmm(factor)
+    return total.bmm(matrices)
 
 
 class Muon(torch.optim.Optimizer):
@@ -418,10 +484,11 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             by_shape = {}
             for parameter in group["params"]:
-                by_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
             for (rows, columns), parameters in by_shape.items():
                 directions = torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
-                steps = orthogonalised(directions) * (-0.2 * group["lr"] * math.sqrt(max(rows, columns)))
+                steps = newton_schulz(directions) * (-0.2 * group["lr"] * math.sqrt(max(rows, columns)))
                 for parameter, step in zip(parameters, steps, strict=True):
                     parameter.add_(step.view(parameter.shape))
 
@@ -432,37 +499,183 @@ class Muon(torch.optim.Optimizer):
         return parameter.grad.lerp(average, decay).flatten(1)
 
 
-def rate(step, steps):
+def lr_factor(step, steps):
     """Share of the peak learning rate at a step: rises over the first 5 % of the steps, then falls linearly to 0."""
     return min((step + 1) / (0.05 * steps + 1), 1 - step / steps)
+
+
+# ---------------------------------------------------------------------------------------------- pairs
+
+
+class Pairs:
+    """Noisy pairs (N, C, H, W), kept on the device in the type they came in; larger images as random patches."""
+
+    def __init__(self, noisy_a, noisy_b, device):
+        self.noisy_a, self.noisy_b = to_device(noisy_a.detach(), device), to_device(noisy_b.detach(), device)
+        height, width = noisy_a.shape[2:]
+        self.patch = min(height, PATCH), min(width, PATCH)
+        self.patches = math.ceil(height * width / math.prod(self.patch))  # of an image in an epoch
+
+    def __len__(self):
+        """Patches in an epoch."""
+        return len(self.noisy_a) * self.patches
+
+    def batch(self, index, generator):
+        """The pairs with the given numbers, below `len`: two float32 (B, C, h, w) in [0, 1]."""
+        rows, columns = (
+            torch.randint(size - part + 1, (len(index), 1), generator=generator, device="cpu")
+            + torch.arange(part, device="cpu")
+            for size, part in zip(self.noisy_a.shape[2:], self.patch, strict=True)
+        )
+        where = (index // self.patches)[:, None, None], rows[:, :, None], columns[:, None, :]
+        image, row, column = (to_device(part, self.noisy_a.device) for part in where)
+        return tuple(
+            images[image, :, row, column].permute(0, 3, 1, 2).float() / 255 for images in (self.noisy_a, self.noisy_b)
+        )
+
+
+@dataclass(frozen=True)
+class PairNoise:
+    """What two noisy versions of the same images tell about their noise; see `measure_noise`.
+
+    Attributes:
+        correlation: of the noise of neighbouring pixels, of the six neighbours up to two pixels away the furthest
+            from 0. White noise has 0; blurred, demosaiced, enlarged or JPEG-coded noise has more.
+        line_correlation: mean over all pairs of pixels of one row or one column: stripes and drifting exposure have
+            more than 0.
+        imbalance: (variance of noise a - variance of noise b) / (their sum): 0 for images that are equally noisy.
+        offset: mean of noisy_a - noisy_b, in standard deviations of this difference.
+        channel_ratio: of the strongest channel's standard deviation of the noise to the weakest one's.
+        errors: the standard errors of the first four, infinite where there are too few pixels to tell.
+    """
+
+    correlation: float
+    line_correlation: float
+    imbalance: float
+    offset: float
+    channel_ratio: float
+    errors: tuple
+
+    @property
+    def exchangeable(self):
+        """Whether the noise is shown to be independent between pixels and alike in both images.
+
+        The two values of a pixel may then be swapped. Each number has to be below its limit by two standard errors:
+        with few pixels the answer is no, which costs little; a wrong yes ruins the training.
+        """
+        values = (self.correlation, self.line_correlation, self.imbalance, self.offset)
+        limits = (0.05, 0.01, 0.1, 0.1)
+        return all(abs(v) + 2 * e <= limit for v, e, limit in zip(values, self.errors, limits, strict=True))
+
+
+def measure_noise(noisy_a, noisy_b):
+    """Measures the noise of pairs (N, C, H, W) in [0, 255] by their difference, in which the images cancel out.
+
+    Looks at up to four million pixels: evenly spaced pairs, cut to 256 x 256. Standard errors come from the scatter
+    between blocks of 16 x 16 pixels.
+    """
+    h, w = (min(size, 256) for size in noisy_a.shape[2:])
+    step = -(-len(noisy_a) // max(1, min(2048, 2**22 // (h * w))))
+    a, b = (blocks(images[::step, :, :h, :w].float() / 255) for images in (noisy_a, noisy_b))  # (blocks, C, h, w)
+    difference = a - b
+    power = difference.square().mean((1, 2, 3))
+    offset, offset_error = ratio(difference.mean((1, 2, 3)), power.sqrt())
+    centred = difference - difference.mean((0, 2, 3), keepdim=True)
+    power = centred.square().mean((1, 2, 3))
+    shifts = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
+    neighbours = [ratio(products(centred, *shift), power) for shift in shifts]
+    lines = [ratio(line_products(centred, axis), power) for axis in (2, 3)]
+    total = a + b - (a + b).mean((2, 3), keepdim=True)
+    imbalance, imbalance_error = ratio((centred * total).mean((1, 2, 3)), power)
+    (correlation, correlation_error), (line, line_error) = (
+        max(found, key=lambda one: abs(one[0]) + 2 * one[1]) for found in (neighbours, lines)
+    )
+    channels = centred.square().mean((0, 2, 3)).tolist()
+    return PairNoise(
+        correlation=correlation,
+        line_correlation=line,
+        imbalance=imbalance,
+        offset=offset,
+        channel_ratio=math.sqrt(max(channels) / min(channels)) if min(channels) > 0 else 1.0,
+        errors=(correlation_error, line_error, imbalance_error, offset_error),
+    )
+
+
+def blocks(images, side=16):
+    """(N, C, H, W) -> (blocks, C, side, side): whole blocks only; images of less than a block stay as they are."""
+    h, w = images.shape[2:]
+    rows, columns = min(h, side), min(w, side)
+    images = images[:, :, : h - h % rows, : w - w % columns]
+    return images.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+
+def products(blocks, down, right):
+    """Mean product of the pixels of each block with those `down` and `right` of them; 0 where a block has none."""
+    h, w = blocks.shape[2:]
+    if down >= h or abs(right) >= w:
+        return blocks.new_zeros(len(blocks))
+    columns = w - abs(right)
+    here = blocks[:, :, : h - down, max(0, -right) :][..., :columns]
+    there = blocks[:, :, down:, max(0, right) :][..., :columns]
+    return (here * there).mean((1, 2, 3))
+
+
+def line_products(blocks, axis):
+    """Mean product of all pairs of different pixels in the lines of each block along an axis; 0 for single pixels."""
+    count = blocks.shape[axis]
+    if count == 1:
+        return blocks.new_zeros(len(blocks))
+    pairs = blocks.sum(axis).square() - blocks.square().sum(axis)
+    return pairs.mean((1, 2)) / (count * (count - 1))
+
+
+def ratio(numerators, denominators):
+    """sum(numerators) / sum(denominators) over the blocks, and its standard error; (0, inf) where there is none."""
+    count, total = len(numerators), denominators.sum().item()
+    if count < 8 or total <= 0:
+        return 0.0, math.inf
+    quotient = numerators.sum().item() / total
+    scatter = (numerators - quotient * denominators).square().sum().item()
+    return quotient, math.sqrt(scatter * count / (count - 1)) / total
 
 
 # ---------------------------------------------------------------------------------------------- training
 
 
-def flip_and_transpose(noisy_a, noisy_b, generator, transposed=True):
+def augment(noisy_a, noisy_b, recipe, generator):
+    """Random symmetries, and what else the recipe asks for, alike for both images of each pair (B, C, H, W)."""
+    noisy_a, noisy_b = flip_and_transpose(noisy_a, noisy_b, generator, recipe.transpose)
+    if recipe.swap_pixels:
+        noisy_a, noisy_b = swap_pixels(noisy_a, noisy_b, generator)
+    if recipe.negatives:
+        noisy_a, noisy_b = half_negative(noisy_a, noisy_b, generator)
+    return noisy_a, noisy_b
+
+
+def flip_and_transpose(noisy_a, noisy_b, generator, transpose=True):
     """The same random symmetries for both images of each pair: a quarter of the batch gets each flip."""
-    transpose = transposed and torch.rand((), generator=generator).item() < 0.5
-    first = int(torch.randint(4, (), generator=generator))
-    flips = [axes for _, axes in SYMMETRIES[:4]]
+    transpose = transpose and torch.rand((), generator=generator, device="cpu").item() < 0.5
+    first = int(torch.randint(4, (), generator=generator, device="cpu"))
+    elements = D4[4:] if transpose else D4[:4]
     return tuple(
-        torch.cat([transformed(images[k::4], transpose, flips[(first + k) % 4]) for k in range(4)])
+        torch.cat([apply_d4(images[k::4], elements[(first + k) % 4]) for k in range(4)])
         for images in (noisy_a, noisy_b)
     )
 
 
-def coins(shape, device, generator):
-    """Fair coins, bool of the given shape: drawn on the CPU, the same ones for any device."""
-    return moved(torch.rand(shape, generator=generator) < 0.5, device)
+def random_mask(shape, device, generator):
+    """True with probability 1/2, bool of the given shape: drawn on the CPU, the same for any device."""
+    return to_device(torch.rand(shape, generator=generator, device="cpu") < 0.5, device)
 
 
-def exchange_pixels(noisy_a, noisy_b, generator):
+def swap_pixels(noisy_a, noisy_b, generator):
     """Swaps a pixel (all its channels) between the two images of a pair with probability 1/2.
 
     Exact where the noise of different pixels is independent and the two draws are alike: each pair then stands for
-    2^(H W) pairs of the same distribution.
+    2^(H W) pairs of the same distribution. Elsewhere it ruins the training: what is left in one image tells the noise
+    of the neighbours that went to the other.
     """
-    swap = coins((len(noisy_a), 1, *noisy_a.shape[2:]), noisy_a.device, generator)
+    swap = random_mask((len(noisy_a), 1, *noisy_a.shape[2:]), noisy_a.device, generator)
     return torch.where(swap, noisy_b, noisy_a), torch.where(swap, noisy_a, noisy_b)
 
 
@@ -472,90 +685,82 @@ def half_negative(noisy_a, noisy_b, generator):
     Noise may depend on the grey value: without it, self-ensembles ask about noise that no training image had. After
     7,800 pairs of Poisson noise, they gave 23.04 dB with it and 22.91 without.
     """
-    negative = coins((len(noisy_a), 1, 1, 1), noisy_a.device, generator)
+    negative = random_mask((len(noisy_a), 1, 1, 1), noisy_a.device, generator)
     return tuple(torch.where(negative, 1 - images, images) for images in (noisy_a, noisy_b))
 
 
-def noise2noise_loss(prediction, noisy_a, noisy_b, easy_first):
-    """Squared error against the second noisy image, each image weighted by 1 / (its noise variance + easy_first).
+def noise2noise_loss(prediction, noisy_a, noisy_b, variance_floor):
+    """Squared error against the second noisy image, each image weighted by 1 / (its noise variance + variance_floor).
 
     The grader's score is a mean of logarithms: an image's part in it falls with the error it has anyway, of which the
     noise, half the squared difference of the two images, tells most. An image that comes out worse than it went in
-    counts by its error instead, so that it cannot outweigh all others. An `easy_first` of 0 weights all images alike.
+    counts by its error instead, so that it cannot outweigh all others. None weights all images alike.
     """
     error = (prediction - noisy_b).square().mean(dim=(1, 2, 3))  # (B,)
-    if not easy_first:
+    if variance_floor is None:
         return error.mean()
     variance = (noisy_a - noisy_b).square().mean(dim=(1, 2, 3)) / 2
-    return (error * easy_first / (torch.maximum(variance, error.detach() / 2) + easy_first)).mean()
+    return (error * variance_floor / (torch.maximum(variance, error.detach() / 2) + variance_floor)).mean()
 
 
 class Training:
     """Optimisers, averaged weights and random draws of a network that learns: everything a resumed training needs.
 
     `step` learns from one batch, `finish` gives the network its averaged weights, `state_dict` and `load_state_dict`
-    continue exactly where another process stopped.
+    continue exactly where another process stopped. Parameters that do not require a gradient stay as they are.
     """
 
     def __init__(self, network, recipe, seed):
         keep_freed_memory()
         network.zero_grad()  # an interrupted step may have left some
         self.network, self.recipe, self.steps = network, recipe, 0
-        self.parameters = list(network.parameters())
-        hidden = [p for p in self.parameters if recipe.muon_rate and joins_features(p)]
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("all parameters of the network are frozen: set requires_grad of those that are to learn")
+        hidden = [p for p in self.parameters if recipe.muon_lr and joins_features(p)]
         others = [p for p in self.parameters if all(p is not h for h in hidden)]
-        adam = torch.optim.Adam(others, lr=recipe.adam_rate, betas=(0.9, 0.98))
-        muon = [Muon(hidden, lr=recipe.muon_rate)] if hidden else []
-        self.optimizers = [adam, *muon]
+        self.optimizers = [Muon(hidden, lr=recipe.muon_lr)] if hidden else []
+        if others:
+            self.optimizers.append(torch.optim.Adam(others, lr=recipe.adam_lr, betas=(0.9, 0.98)))
         self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
-        self.average = [p.detach().clone() for p in self.parameters]
-        self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on any device
-        self.autocast = torch.autocast(
-            self.parameters[0].device.type,
-            torch.bfloat16,
-            enabled=has_native_bfloat16(self.parameters[0].device),
-        )
+        self.ema = [p.detach().clone() for p in self.parameters]
+        self.generator = torch.Generator("cpu").manual_seed(seed)  # the same draws on any device
+        device = self.parameters[0].device
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=has_native_bfloat16(device))
 
-    def step(self, noisy_a, noisy_b, factor):
-        """Learns from a batch of pairs (B, C, H, W) in [0, 1] at `factor` times the peak rates.
+    def step(self, noisy_a, noisy_b, lr_factor):
+        """Learns from a batch of pairs (B, C, H, W) in [0, 1] at `lr_factor` times the peak rates.
 
         Returns the loss as a 0-d tensor on the device; reading it waits for the device.
         """
-        noisy_a, noisy_b = flip_and_transpose(noisy_a, noisy_b, self.generator, self.recipe.transposed)
-        if self.recipe.exchange:
-            noisy_a, noisy_b = exchange_pixels(noisy_a, noisy_b, self.generator)
-        if self.recipe.negatives:
-            noisy_a, noisy_b = half_negative(noisy_a, noisy_b, self.generator)
-        noisy_a = noisy_a.contiguous(memory_format=torch.channels_last)
+        noisy_a, noisy_b = augment(noisy_a, noisy_b, self.recipe, self.generator)
         with self.autocast:
             prediction = forward_any_size(self.network, noisy_a)
-        loss = noise2noise_loss(prediction.float(), noisy_a, noisy_b, self.recipe.easy_first)
+        loss = noise2noise_loss(prediction.float(), noisy_a, noisy_b, self.recipe.variance_floor)
         loss.backward()
-        symmetrise_gradients(self.network)
-        self._update(factor)
+        self._update(lr_factor)
         return loss.detach()
 
-    def _update(self, factor):
+    def _update(self, lr_factor):
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * factor
+            optimizer.param_groups[0]["lr"] = peak * lr_factor
             optimizer.step()
             optimizer.zero_grad()
-        decay = min(self.recipe.averaging, (self.steps + 1) / (self.steps + 10))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        decay = min(self.recipe.ema_decay, (self.steps + 1) / (self.steps + 10))
+        torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
         self.steps += 1
 
     def finish(self):
         """Copies the averaged weights into the network."""
         with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.average, strict=True):
-                parameter.copy_(average)
+            torch._foreach_copy_(self.parameters, self.ema)
 
     def state_dict(self):
         """Plain tensors and numbers; hand it to `load_state_dict` of a `Training` of the same network and recipe."""
         return {
             "steps": self.steps,
             "weights": [p.detach() for p in self.parameters],
-            "average": self.average,
+            "ema": self.ema,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generator": self.generator.get_state(),
         }
@@ -564,7 +769,7 @@ class Training:
         self.steps = state["steps"]
         with torch.no_grad():
             torch._foreach_copy_(self.parameters, state["weights"])
-            torch._foreach_copy_(self.average, state["average"])
+            torch._foreach_copy_(self.ema, state["ema"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.generator.set_state(state["generator"])
@@ -577,12 +782,27 @@ def keep_freed_memory():
     smaller limits each step on a CPU returns its features to the system and gets them back by thousands of page
     faults: a third more time, and up to ten times as much on virtual machines that reclaim memory.
     """
-    torch.empty(31 * 2**20, dtype=torch.uint8)  # freed at once
+    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")  # freed at once
 
 
 def joins_features(parameter):
     """Whether a parameter is a convolution weight between features: no bias, and not of images of up to 4 channels."""
     return parameter.ndim == 4 and min(parameter.shape[:2]) > 4
+
+
+# ---------------------------------------------------------------------------------------------- devices
+
+
+@functools.cache
+def default_device():
+    """CUDA where it runs a kernel of this torch, else the CPU: old cards are there, but have none."""
+    if torch.cuda.is_available():
+        try:
+            torch.ones(1, device="cuda").add_(1).item()
+            return torch.device("cuda")
+        except RuntimeError as error:
+            warnings.warn(f"computing on the CPU, as the GPU runs no kernel of this torch: {error}", stacklevel=3)
+    return torch.device("cpu")
 
 
 def has_native_bfloat16(device):
@@ -595,42 +815,36 @@ def has_native_bfloat16(device):
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def moved(tensor, device):
+def to_device(tensor, device):
     """The tensor on the device. Only towards a GPU may a copy go on in the background: its kernels wait for it."""
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
-class Pairs:
-    """Noisy pairs (N, C, H, W), kept on the device in the type they came in; larger images as random patches."""
+def in_own_mode(method):
+    """Runs a method of `Model` outside of its caller's autocast and inference mode, without building a graph.
 
-    def __init__(self, noisy_a, noisy_b, device):
-        self.noisy_a, self.noisy_b = moved(noisy_a.detach(), device), moved(noisy_b.detach(), device)
-        height, width = noisy_a.shape[2:]
-        self.patch = min(height, PATCH), min(width, PATCH)
-        self.patches = math.ceil(height * width / math.prod(self.patch))  # of an image in an epoch
+    A GPU's lack of memory becomes an error that says what to do.
+    """
 
-    def __len__(self):
-        """Patches in an epoch."""
-        return len(self.noisy_a) * self.patches
+    @functools.wraps(method)
+    def wrapped(self, *arguments, **options):
+        try:
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                return method(self, *arguments, **options)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"{method.__name__} ran out of memory on {self.device}. Free the GPU of other programs, pass fewer "
+                "images at a time, train with Model(recipe=Recipe(batch_size=8)), or use Model(device='cpu')"
+            ) from error
 
-    def batch(self, index, generator):
-        """The pairs with the given numbers, below `len`: two float32 (B, C, h, w) in [0, 1]."""
-        rows, columns = (
-            torch.randint(size - part + 1, (len(index), 1), generator=generator) + torch.arange(part)
-            for size, part in zip(self.noisy_a.shape[2:], self.patch, strict=True)
-        )
-        where = (index // self.patches)[:, None, None], rows[:, :, None], columns[:, None, :]
-        image, row, column = (moved(part, self.noisy_a.device) for part in where)
-        return tuple(
-            images[image, :, row, column].permute(0, 3, 1, 2).float() / 255 for images in (self.noisy_a, self.noisy_b)
-        )
+    return wrapped
 
 
 # ---------------------------------------------------------------------------------------------- checks
 
 
-def check_images(images, channels, name):
-    """Raises TypeError or ValueError unless `images` are finite real numbers (N, channels, H, W), none of them 0."""
+def check_images(images, in_channels, name):
+    """Raises TypeError or ValueError unless `images` are finite real numbers (N, in_channels, H, W), at least one."""
     if not isinstance(images, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor (N, C, H, W); got {type(images).__name__}")
     if images.dtype == torch.bool or images.is_complex():
@@ -639,10 +853,10 @@ def check_images(images, channels, name):
         raise ValueError(
             f"{name} must have shape (N, C, H, W); got {tuple(images.shape)}. Add a batch dimension with images[None]"
         )
-    if images.shape[1] != channels:
+    if images.shape[1] != in_channels:
         raise ValueError(
-            f"{name} must have {channels} channels, as this model has, in dimension 1; got shape "
-            f"{tuple(images.shape)}. Use Model(channels={images.shape[1]}) and train it, or permute the dimensions"
+            f"{name} must have {in_channels} channels, as this model has, in dimension 1; got shape "
+            f"{tuple(images.shape)}. Use Model(in_channels={images.shape[1]}) and train it, or permute the dimensions"
         )
     if images.numel() == 0:
         raise ValueError(f"{name} must hold at least one image of one pixel; got shape {tuple(images.shape)}")
@@ -650,9 +864,9 @@ def check_images(images, channels, name):
         raise ValueError(f"{name} must be finite float32; got NaN or Inf. Replace them first, by images.nan_to_num()")
 
 
-def check_pairs(noisy_a, noisy_b, channels):
-    check_images(noisy_a, channels, "noisy_a")
-    check_images(noisy_b, channels, "noisy_b")
+def check_pairs(noisy_a, noisy_b, in_channels):
+    check_images(noisy_a, in_channels, "noisy_a")
+    check_images(noisy_b, in_channels, "noisy_b")
     if noisy_a.shape != noisy_b.shape:
         raise ValueError(
             "noisy_a and noisy_b must be two noisy versions of the same images, of one shape; got "
@@ -660,39 +874,51 @@ def check_pairs(noisy_a, noisy_b, channels):
         )
 
 
+def whole_number(value, name, smallest):
+    """A plain int of at least `smallest` from anything that counts as one, such as a NumPy integer."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number; got {value!r}")
+    if number < smallest:
+        raise ValueError(f"{name} must be at least {smallest}; got {number}")
+    return number
+
+
 def number_of_epochs(epochs, num_epochs):
     """The one of the two names that was given, a positive int."""
-    if (epochs is None) == (num_epochs is None):
+    if num_epochs is not None and epochs != 1:
         raise TypeError("train takes the number of epochs once: train(a, b, 1), epochs=1 or num_epochs=1")
-    count = num_epochs if epochs is None else epochs
-    if not isinstance(count, int) or isinstance(count, bool):
-        raise TypeError(f"epochs must be a whole number; got {count!r}")
-    if count < 1:
-        raise ValueError(f"epochs must be at least 1; got {count}")
-    return count
+    return whole_number(epochs if num_epochs is None else num_epochs, "epochs", 1)
 
 
-def explains_lack_of_memory(method):
-    """Turns a GPU's out-of-memory error into one that says what to do."""
-
-    @functools.wraps(method)
-    def wrapped(self, *arguments, **options):
-        try:
-            return method(self, *arguments, **options)
-        except torch.OutOfMemoryError as error:
-            raise RuntimeError(
-                f"{method.__name__} ran out of memory on {self.device}. Free the GPU of other programs, pass fewer "
-                "images at a time, train with Model(recipe=Recipe(batch=8)), or use Model(device='cpu')"
-            ) from error
-
-    return wrapped
+def warn_of_offset(noise):
+    """An image that is brighter than its partner teaches the partner's brightness; see `Model.train`."""
+    if abs(noise.offset) > 0.1 + 4 * noise.errors[3]:
+        warnings.warn(
+            f"noisy_a and noisy_b differ in brightness by {noise.offset:.2f} standard deviations of their noise: the "
+            "model learns that difference too. Scale both to the same exposure first",
+            stacklevel=4,
+        )
 
 
-def save_whole(content, path):
-    """`torch.save` under a temporary name, renamed when complete: the file appears whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+# ---------------------------------------------------------------------------------------------- files
+
+
+def save_atomically(content, path):
+    """`torch.save` under a temporary name, renamed when complete: the file appears whole or not at all.
+
+    A symbolic link stays one: the file that it points to is replaced. Raises OSError where nothing can be written.
+    """
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        torch.save(content, temporary)
+        with open(temporary, "xb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -705,6 +931,8 @@ def read_weights(path):
         raise FileNotFoundError(f"no weights file {str(path)!r}; train a model and write one with model.save(path)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # damaged files make torch.load raise half a dozen kinds
         raise ValueError(f"{path.name} is not a readable weights file, perhaps truncated: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -726,9 +954,9 @@ def blending_weights(start, size):
     The weights of two overlapping tiles sum to 1; within MARGIN of an edge inside the image they are 0.
     """
     length = min(TILE, size - start)
-    ramp = ((torch.arange(length) - MARGIN + 1) / (OVERLAP - 2 * MARGIN + 1)).clamp(0, 1)
-    rising = ramp if start > 0 else torch.ones(length)
-    falling = ramp.flip(0) if start + length < size else torch.ones(length)
+    ramp = ((torch.arange(length, device="cpu") - MARGIN + 1) / (OVERLAP - 2 * MARGIN + 1)).clamp(0, 1)
+    rising = ramp if start > 0 else torch.ones(length, device="cpu")
+    falling = ramp.flip(0) if start + length < size else torch.ones(length, device="cpu")
     return rising * falling
 
 
@@ -740,28 +968,30 @@ class Model:
 
     Args:
         network: 'residual_unet' (ours), 'unet' or 'noise2noise' (the two of the original report).
-        channels: channels of the images.
+        in_channels: channels of the images.
         recipe: how `train` learns; see `Recipe`.
         seed: of the first weights and of every random draw of training.
-        device: where to compute; None takes CUDA where there is one.
+        device: where to compute; None takes CUDA where it works.
         sizes: of the network, such as width=32; see its class.
 
     Attributes:
-        network: the `nn.Module`; channels, sizes, recipe, seed, device as given.
+        network: the `nn.Module`; in_channels, sizes, recipe, seed, device as given.
         pairs_seen: how many pairs the weights have learnt from, kept in the weights file.
+        noise: `PairNoise` of the pairs that `train` saw last, kept in the weights file; None before.
     """
 
     @torch.inference_mode(False)
-    def __init__(self, network="residual_unet", *, channels=3, recipe=None, seed=0, device=None, **sizes):
+    def __init__(self, network="residual_unet", *, in_channels=3, recipe=None, seed=0, device=None, **sizes):
         if network not in NETWORKS:
             raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {network!r}")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.recipe, self.seed, self.pairs_seen = recipe or Recipe(), seed, 0
-        self.name, self.channels, self.sizes = network, channels, all_sizes(NETWORKS[network], sizes)
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+        self.device = default_device() if device is None else torch.device(device)
+        self.recipe, self.seed, self.pairs_seen, self.noise = recipe or Recipe(), seed, 0, None
+        self.name, self.in_channels = network, whole_number(in_channels, "in_channels", 1)
+        self.sizes = all_sizes(NETWORKS[network], sizes)
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # the caller's random numbers stay as they are
             torch.default_generator.manual_seed(seed)
-            network = NETWORKS[network](channels, **sizes)
-        self.network = network.to(self.device, torch.float32, memory_format=torch.channels_last)
+            network = NETWORKS[network](self.in_channels, **self.sizes)
+        self.network = network.to(self.device, torch.float32)
 
     def load_pretrained_model(self):
         """Loads `bestmodel.pth` beside this file, network and sizes included."""
@@ -769,16 +999,19 @@ class Model:
 
     def save(self, path):
         """Writes the weights and what rebuilds the network, as plain tensors and data; whole or not at all."""
+        network = getattr(self.network, "_orig_mod", self.network)  # torch.compile wraps it
         content = {
             "format": FORMAT,
             "network": self.name,
-            "channels": self.channels,
+            "in_channels": self.in_channels,
             "sizes": self.sizes,
             "pairs_seen": self.pairs_seen,
-            "weights": {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()},
+            "noise": self.noise and asdict(self.noise),
+            "weights": {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()},
         }
-        save_whole(content, Path(path))
+        save_atomically(content, path)
 
+    @in_own_mode
     def load(self, path):
         """Loads weights that `save` wrote, onto this model's device, network and sizes included.
 
@@ -786,18 +1019,19 @@ class Model:
         """
         content = read_weights(path)
         try:
-            options = {"channels": content["channels"], "device": self.device, **content["sizes"]}
+            options = {"in_channels": content["in_channels"], "device": "cpu", **content["sizes"]}
             loaded = Model(content["network"], recipe=self.recipe, seed=self.seed, **options)
             loaded.network.load_state_dict(content["weights"])
-            loaded.pairs_seen = content["pairs_seen"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            loaded.pairs_seen, loaded.noise = content["pairs_seen"], content["noise"] and PairNoise(**content["noise"])
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{Path(path).name} does not describe one of this module's networks: {error}") from error
-        self.__dict__.update(loaded.__dict__)
+        loaded.network.to(self.device)
+        self.__dict__.update(loaded.__dict__ | {"device": self.device})
 
-    @explains_lack_of_memory
-    @torch.inference_mode(False)
-    @torch.enable_grad()
-    def train(self, noisy_a, noisy_b, epochs=None, *, num_epochs=None, progress=None):
+    @in_own_mode
+    def train(self, noisy_a, noisy_b, epochs=1, *, num_epochs=None, progress=None):
         """Learns from pairs of noisy images, no clean one needed; called again, it goes on learning.
 
         The learning rate rises and falls over the steps of this call, and starts lower the more pairs the weights have
@@ -805,26 +1039,44 @@ class Model:
 
         Args:
             noisy_a, noisy_b: (N, C, H, W) in [0, 255], any real dtype, any H x W: two noisy versions of the same
-                images, with independent noise; independent between pixels, too, or else with `exchange` off.
+                images, with independent noise.
             epochs: passes over the pairs; `num_epochs` is another name for it. An image larger than 64 x 64 is learnt
                 from in random patches, in an epoch as many as cover its area.
             progress: called as `progress(step, steps, loss)` after each step, the loss a 0-d tensor.
 
+        What is assumed of the noise, beside its independence in the two images:
+            its mean is 0. A brightness that differs between the images is learnt as well, with a warning; clipped
+                noise leaves its bias near black and white.
+            Independent between pixels and alike in both images: measured, see `noise`; pixels are swapped only then.
+            It has no direction: an equivariant network treats rows and columns alike, and cannot learn to remove the
+                stripes of one direction alone. For these take `Model(equivariant=False)`.
+            It is much the same in negatives: half of the pairs become negatives, and self-ensembles average over
+                them. Noise that depends on brightness is learnt for both; turn `negatives` off where that is too much.
+            Its strength varies between images: each is weighted by its own noise, half the mean squared difference of
+                its pair. Where images are displaced, that is no noise: align them first.
+
         Raises TypeError or ValueError for what cannot be learnt from, RuntimeError where a GPU's memory is too small.
         """
         epochs = number_of_epochs(epochs, num_epochs)
-        check_pairs(noisy_a, noisy_b, self.channels)
+        check_pairs(noisy_a, noisy_b, self.in_channels)
+        self.noise = measure_noise(noisy_a, noisy_b.to(noisy_a.device))
+        warn_of_offset(self.noise)
+        recipe = self.recipe
+        if recipe.swap_pixels is None:
+            recipe = replace(recipe, swap_pixels=self.noise.exchangeable)
         pairs = Pairs(noisy_a, noisy_b, self.device)
-        training = Training(self.network, self.recipe, self.seed + self.pairs_seen)
-        batch = self._batch_size(pairs, epochs)
-        peak = math.sqrt(min(1, batch * math.prod(pairs.patch) / (self.recipe.batch * 32 * 32)))
-        peak /= math.sqrt(1 + self.pairs_seen / SETTLED_PAIRS)
-        steps = epochs * math.ceil(len(pairs) / batch)
+        training = Training(self.network, recipe, self.seed + self.pairs_seen)
+        batch_size = self._batch_size(pairs, epochs)
+        peak = math.sqrt(min(1, batch_size * math.prod(pairs.patch) / (recipe.batch_size * 32 * 32)))
+        peak /= math.sqrt(1 + self.pairs_seen / LR_DECAY_PAIRS)
+        steps = epochs * math.ceil(len(pairs) / batch_size)
         try:
             while training.steps < steps:
-                for index in torch.randperm(len(pairs), generator=training.generator).split(batch):
-                    factor = peak * rate(training.steps, steps) if self.recipe.scheduled else 1.0
-                    loss = training.step(*pairs.batch(index, training.generator), factor)
+                order = torch.randperm(len(pairs), generator=training.generator, device="cpu")
+                for index in order.split(batch_size):
+                    factor = peak * (1.0 if recipe.constant_lr else lr_factor(training.steps, steps))
+                    with torch.enable_grad():
+                        loss = training.step(*pairs.batch(index, training.generator), factor)
                     self.pairs_seen += len(index)
                     if progress is not None:
                         progress(training.steps, steps, loss)
@@ -833,52 +1085,77 @@ class Model:
 
     def _batch_size(self, pairs, epochs):
         """As many patches as the recipe's batch has pixels, fewer where there are few to learn from."""
-        full = max(1, self.recipe.batch * 32 * 32 // math.prod(pairs.patch))
-        few = len(pairs) * epochs // max(1, self.recipe.least_steps)
+        full = max(1, self.recipe.batch_size * 32 * 32 // math.prod(pairs.patch))
+        few = len(pairs) * epochs // max(1, self.recipe.min_steps)
         return min(full, max(1, few), len(pairs))
 
-    @explains_lack_of_memory
-    @torch.no_grad()
+    @in_own_mode
     def predict(self, images, ensemble=None):
         """Denoises images.
 
         Args:
             images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Larger than 768
-                pixels a side, they go through the network in overlapping tiles: the memory needed is bounded.
-            ensemble: True averages the predictions of several views of each image: its eight flips and rotations, or,
-                since an equivariant network (ours) turns with them anyway, the image and its negative, each with its
-                channels in both orders. False predicts once; None averages images up to 64 x 64.
+                pixels a side, they go through the network in overlapping tiles: the memory needed is bounded. Less
+                than 3 pixels high or wide, they come back as they are.
+            ensemble: True averages the predictions of several views of each image; see `views`. False predicts once;
+                None averages images up to 64 x 64.
 
         Returns float32 (N, C, H, W) in [0, 255], not rounded, on the device of `images`.
         Raises TypeError or ValueError for anything else, RuntimeError where a GPU's memory is too small.
         """
-        check_images(images, self.channels, "images")
+        check_images(images, self.in_channels, "images")
         keep_freed_memory()
+        images = images.detach()
         height, width = images.shape[2:]
+        if min(height, width) < NARROW:
+            return images.float().clamp(0, 255)
         if ensemble is None:
             ensemble = max(height, width) <= ENSEMBLE_SIDE
-        chunk = max(1, CHUNK // (min(height, TILE) * min(width, TILE)))
-        return torch.cat([self._predict_tiles(part, ensemble) for part in images.split(chunk)])
+        views = self.views() if ensemble else [(D4[0], False, False)]
+        pixels = CHUNK if self.device.type == "cpu" else GPU_CHUNK
+        chunk = max(1, pixels // (min(height, TILE) * min(width, TILE)))
+        return torch.cat([self._predict_tiles(part, views) for part in images.split(chunk)])
 
-    def _predict_tiles(self, images, ensemble):
+    def views(self):
+        """What a self-ensemble averages: (element of D4, negative, channels reversed).
+
+        All of D4 for most networks. An equivariant one turns with its input anyway: there it is the image and its
+        negative, each with its channels in both orders, unless their noise was measured to differ.
+        """
+        if not self.network.equivariant:
+            return [(element, False, False) for element in D4]
+        alike = self.in_channels == 3 and (self.noise is None or self.noise.channel_ratio < CHANNELS_ALIKE)
+        negatives = (False, True) if self.recipe.negatives else (False,)
+        reverses = (False, True) if alike else (False,)
+        return [(D4[0], negative, reverse) for reverse in reverses for negative in negatives]
+
+    def _predict_tiles(self, images, views):
         """Predicts (B, C, H, W) tile by tile and blends the tiles; only one at a time is on the device."""
         height, width = images.shape[2:]
         result = torch.zeros(images.shape, dtype=torch.float32, device=images.device)
         for top in tile_starts(height):
             for left in tile_starts(width):
                 tile = (..., slice(top, top + TILE), slice(left, left + TILE))
-                noisy = moved(images[tile], self.device).float() / 255
+                noisy = to_device(images[tile], self.device).float() / 255
                 weights = blending_weights(top, height)[:, None] * blending_weights(left, width)
-                result[tile] += (self._denoise(noisy, ensemble) * weights.to(self.device)).to(images.device)
+                result[tile] += (self._denoise(noisy, views) * weights.to(self.device)).to(images.device)
         return (result * 255).clamp(0, 255)
 
-    def _denoise(self, images, ensemble):
-        """(B, C, H, W) in [0, 1] through the network, once or as the mean over several views."""
-        views = ENSEMBLES[self.network.equivariant] if ensemble else [(False, (), False)]
+    def _denoise(self, images, views):
+        """(B, C, H, W) in [0, 1] through the network, as the mean over several views."""
         total = torch.zeros_like(images)
-        for transpose, axes, negative in views:
-            noisy = transformed(1 - images if negative else images, transpose, axes)
-            clean = forward_any_size(self.network, noisy.contiguous(memory_format=torch.channels_last))
-            clean = restored(clean, transpose, axes)
-            total += 1 - clean if negative else clean
+        for view in views:
+            total += from_view(forward_any_size(self.network, to_view(images, *view)), *view)
         return total / len(views)
+
+
+def to_view(images, element, negative, reverse):
+    """A symmetry of images in [0, 1], perhaps their negatives, perhaps with the channels in reverse order."""
+    images = apply_d4(images.flip(1) if reverse else images, element)
+    return 1 - images if negative else images
+
+
+def from_view(images, element, negative, reverse):
+    """The inverse of `to_view`."""
+    images = invert_d4(1 - images if negative else images, element)
+    return images.flip(1) if reverse else images

@@ -15,6 +15,15 @@ from Miniproject_1 import model as project
 from Miniproject_1.model import NETWORKS, REPORT_RECIPE, Model, Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
+find_device = project.default_device
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu():
+    """These tests compare exactly, so they run on the CPU also where there is a GPU; for that see test_cuda.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(project, "default_device", lambda: torch.device("cpu"))
+        yield
 
 
 def smooth_images(count, height=32, width=32, seed=0):
@@ -38,7 +47,7 @@ def weights(model):
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained(on_the_cpu):
     """A small network with gates that has learnt from 64 pairs of 32 x 32."""
     model = Model(width=8, gates=True)
     model.train(*noisy_versions(smooth_images(64)), epochs=6)
@@ -162,8 +171,8 @@ def test_tiles_cover_everything_and_overlap(size):
 def largest_turn(model, images, ensemble):
     """How much the prediction changes, at most, if the images are turned before and back after it."""
     straight = model.predict(images, ensemble)
-    turns = [(project.transformed(images, *symmetry), symmetry) for symmetry in project.SYMMETRIES]
-    back = [project.restored(model.predict(turned, ensemble), *symmetry) for turned, symmetry in turns]
+    turns = [(project.apply_d4(images, symmetry), symmetry) for symmetry in project.D4]
+    back = [project.invert_d4(model.predict(turned, ensemble), symmetry) for turned, symmetry in turns]
     return max((image - straight).abs().max().item() for image in back)
 
 
@@ -199,13 +208,31 @@ def test_orbits_share_a_weight_out_evenly():
     assert torch.equal(entries.flatten().sort().values, torch.arange(16 * 8 * 9))
 
 
-def test_symmetrised_takes_means_once_and_for_all():
-    values = torch.randn(8, 3, 2, 2)
-    entries = project.orbits(values.shape, 8, 1)
-    once = project.symmetrised(values, entries)
-    torch.testing.assert_close(project.symmetrised(once, entries), once)
-    torch.testing.assert_close(once.mean((0, 2, 3)), values.mean((0, 2, 3)))  # colours stay apart
-    assert all(once.flatten()[orbit].std() < 1e-6 for orbit in entries.T)
+def test_symmetrised_parameters_are_means_over_orbits_and_so_are_their_gradients():
+    layer = project.conv(3, 16)
+    layer.make_equivariant(out_group=8, in_group=1)
+    weight, bias = layer.weight_and_bias()
+    entries = project.orbits(weight.shape, 8, 1)
+    assert all(weight.flatten()[orbit].std() < 1e-6 for orbit in entries.T)
+    assert not torch.allclose(weight[:, 0], weight[:, 1])  # the channels of images stay apart
+    (weight * torch.randn(weight.shape)).sum().backward()
+    assert all(layer.weight.grad.flatten()[orbit].std() < 1e-6 for orbit in entries.T)
+    with torch.no_grad():
+        layer.weight.add_(torch.randn(weight.shape))  # no step of training can forget it
+        layer.bias.copy_(torch.arange(16.0))
+    again, bias = layer.weight_and_bias()
+    torch.testing.assert_close(again.mean(), layer.weight.mean())
+    assert all(again.flatten()[orbit].std() < 1e-6 for orbit in entries.T)
+    assert bias.tolist() == 8 * [3.5] + 8 * [11.5]
+
+
+def test_projection_is_its_own_adjoint():
+    numbers = project.orbits((8, 8, 3, 3), 8, 8)
+    layer = project.conv(8, 8)
+    layer.make_equivariant()
+    assert numbers.numel() == layer.weight.numel()
+    values = torch.randn(8, 8, 3, 3, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda x: project.Symmetrise.apply(x, layer.entries, layer.orbit), values)
 
 
 def test_ensemble_is_left_to_the_size_by_default(trained):
@@ -222,10 +249,10 @@ def test_an_untrained_model_returns_its_input():
 
 def test_symmetries_are_eight_different_ones_with_inverses():
     images = torch.arange(2 * 3 * 4 * 4).view(2, 3, 4, 4)
-    turned = [project.transformed(images, *symmetry) for symmetry in project.SYMMETRIES]
+    turned = [project.apply_d4(images, symmetry) for symmetry in project.D4]
     assert len({tuple(t.flatten().tolist()) for t in turned}) == 8
-    for symmetry, image in zip(project.SYMMETRIES, turned, strict=True):
-        assert torch.equal(project.restored(image, *symmetry), images)
+    for symmetry, image in zip(project.D4, turned, strict=True):
+        assert torch.equal(project.invert_d4(image, symmetry), images)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (3, 5)])
@@ -237,21 +264,21 @@ def test_augmentation_transforms_both_images_of_a_pair_alike(size):
         x, y = project.flip_and_transpose(a, a + 1, generator)
         torch.testing.assert_close(y, x + 1)
         assert sorted(x.flatten().tolist()) == sorted(a.flatten().tolist())
-        first = [s for s in project.SYMMETRIES if torch.equal(project.transformed(a[:1], *s), x[:1])]
+        first = [s for s in project.D4 if torch.equal(project.apply_d4(a[:1], s), x[:1])]
         seen.add(first[0])
-    assert seen == set(project.SYMMETRIES)  # the first image meets all eight
+    assert seen == set(project.D4)  # the first image meets all eight
 
 
 def test_report_augmentation_only_flips():
     generator = torch.Generator().manual_seed(0)
     a = torch.rand(4, 3, 3, 5)
     for _ in range(32):
-        assert project.flip_and_transpose(a, a, generator, transposed=False)[0].shape == a.shape
+        assert project.flip_and_transpose(a, a, generator, transpose=False)[0].shape == a.shape
 
 
 def test_exchange_swaps_whole_pixels_half_the_time():
     a, b = torch.zeros(4, 3, 50, 50), torch.ones(4, 3, 50, 50)
-    x, y = project.exchange_pixels(a, b, torch.Generator().manual_seed(0))
+    x, y = project.swap_pixels(a, b, torch.Generator().manual_seed(0))
     assert torch.equal(x + y, a + b)
     assert torch.equal(x.amax(1), x.amin(1))
     assert x.mean().item() == pytest.approx(0.5, abs=0.02)
@@ -269,16 +296,16 @@ def test_half_of_the_pairs_become_negatives():
 def test_loss_weights_images_by_their_noise():
     a = torch.zeros(2, 3, 4, 4)
     b = torch.tensor([0.1, 0.4]).view(2, 1, 1, 1).expand_as(a)
-    plain = project.noise2noise_loss(a, a, b, easy_first=0)
+    plain = project.noise2noise_loss(a, a, b, variance_floor=None)
     assert plain.item() == pytest.approx((0.01 + 0.16) / 2)
-    weighted = project.noise2noise_loss(a, a, b, easy_first=0.02)
+    weighted = project.noise2noise_loss(a, a, b, variance_floor=0.02)
     assert weighted.item() == pytest.approx((0.01 * 0.02 / 0.025 + 0.16 * 0.02 / 0.1) / 2)
 
 
 def test_an_image_that_goes_wrong_cannot_outweigh_the_others():
     a, b = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.1)
     for error in (0.0, 0.1, 1.0, 10.0, 1e3):  # the noisy image itself has 0.1
-        loss = project.noise2noise_loss(b + error, a, b, easy_first=0.02)
+        loss = project.noise2noise_loss(b + error, a, b, variance_floor=0.02)
         assert loss.item() == pytest.approx(error**2 * 0.02 / (max(0.01, error**2) / 2 + 0.02))
     assert loss.item() == pytest.approx(2 * 0.02, rel=1e-3)  # at most
 
@@ -286,7 +313,7 @@ def test_an_image_that_goes_wrong_cannot_outweigh_the_others():
 def test_newton_schulz_brings_singular_values_near_one():
     matrices = torch.randn(3, 24, 216, generator=torch.Generator().manual_seed(0))
     for m in (matrices, matrices.mT):
-        values = torch.linalg.svdvals(project.orthogonalised(m))
+        values = torch.linalg.svdvals(project.newton_schulz(m))
         assert values.min() > 0.5 and values.max() < 1.3
 
 
@@ -305,30 +332,32 @@ def test_bfloat16_learns_as_well(monkeypatch):
 @pytest.mark.parametrize(
     "change",
     [
-        {"batch": 2},
-        {"muon_rate": 0},
-        {"muon_rate": 1e-3},
-        {"adam_rate": 1e-3},
-        {"scheduled": False},
-        {"averaging": 0},
-        {"least_steps": 16},
-        {"transposed": False},
-        {"exchange": False},
+        {"batch_size": 2},
+        {"muon_lr": 0},
+        {"muon_lr": 1e-3},
+        {"adam_lr": 1e-3},
+        {"constant_lr": True},
+        {"ema_decay": 0},
+        {"min_steps": 16},
+        {"transpose": False},
+        {"swap_pixels": True},
         {"negatives": False},
-        {"easy_first": 0},
+        {"variance_floor": None},
     ],
     ids=str,
 )
 def test_every_setting_of_the_recipe_counts(change):
     learnt = []
     for changed in ({}, change):
-        model = Model(width=8, recipe=Recipe(**({"batch": 1, "least_steps": 1} | changed)))
+        model = Model(width=8, recipe=Recipe(**({"batch_size": 1, "min_steps": 1} | changed)))
         model.train(*noisy_versions(smooth_images(64, 4, 8)), epochs=4)  # batches of 32 or less
         learnt.append(weights(model))
     assert not torch.allclose(*learnt)
 
 
-@pytest.mark.parametrize("setting", [{"batch": 0}, {"averaging": 1.0}, {"muon_rate": -1e-3}, {"easy_first": -1.0}])
+@pytest.mark.parametrize(
+    "setting", [{"batch_size": 0}, {"ema_decay": 1.0}, {"muon_lr": -1e-3}, {"variance_floor": -1.0}]
+)
 def test_settings_that_cannot_learn_are_refused(setting):
     with pytest.raises(ValueError, match=f"Recipe needs .*{next(iter(setting))}={next(iter(setting.values()))}"):
         Recipe(**setting)
@@ -367,11 +396,11 @@ def test_muon_agrees_with_torch():
 
 
 def test_rate_rises_then_falls_to_zero():
-    rates = [project.rate(step, 1000) for step in range(1000)]
+    rates = [project.lr_factor(step, 1000) for step in range(1000)]
     peak = rates.index(max(rates))
     assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
     assert 20 < peak < 100 and 0 < rates[-1] < 0.01 and max(rates) > 0.9
-    assert project.rate(0, 1) > 0.5  # a single step learns too
+    assert project.lr_factor(0, 1) > 0.5  # a single step learns too
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -515,7 +544,7 @@ def test_default_dtype_of_the_caller_does_not_matter(trained):
 
 def test_other_numbers_of_channels():
     images = torch.rand(2, 1, 8, 8) * 255
-    model = Model(channels=1, width=8)
+    model = Model(in_channels=1, width=8)
     model.train(images, images, 1)
     assert model.predict(images).shape == images.shape
 
@@ -551,7 +580,7 @@ def test_failed_save_leaves_the_old_file(trained, tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def crash(content, target):
-        Path(target).write_bytes(b"half")
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", crash)
@@ -651,7 +680,7 @@ def test_too_few_epochs_are_refused(epochs):
         Model().train(GOOD, GOOD, epochs)
 
 
-@pytest.mark.parametrize("options", [{}, {"epochs": 1, "num_epochs": 1}, {"epochs": 1.5}, {"epochs": True}])
+@pytest.mark.parametrize("options", [{"epochs": 2, "num_epochs": 1}, {"epochs": 1.5}, {"epochs": True}])
 def test_unclear_epochs_are_refused(options):
     with pytest.raises(TypeError, match="epochs"):
         Model().train(GOOD, GOOD, **options)
@@ -687,5 +716,264 @@ def test_training_state_continues_exactly():
     second.load_state_dict(first.state_dict())
     for _ in range(3):
         second.step(a, a.flip(0), 0.5)
-    for x, y in zip(straight.parameters + straight.average, second.parameters + second.average, strict=True):
+    for x, y in zip(straight.parameters + straight.ema, second.parameters + second.ema, strict=True):
         assert torch.equal(x, y)
+
+
+# -------------------------------------------------------------------------------------------- the noise of pairs
+
+
+def gaussian(shape, seed):
+    return 25 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def blurred(shape, seed):
+    return 3 * F.avg_pool2d(gaussian(shape, seed), 3, 1, 1)
+
+
+def row_wise(shape, seed):
+    return gaussian((*shape[:3], 1), seed).expand(shape)
+
+
+def enlarged(shape, seed):
+    return F.interpolate(gaussian((*shape[:2], shape[2] // 2, shape[3] // 2), seed), scale_factor=2)
+
+
+def drifting(shape, seed):
+    return gaussian(shape, seed) + 0.3 * gaussian((shape[0], 1, 1, 1), seed + 10)
+
+
+def faint_stripes(shape, seed):
+    return gaussian(shape, seed) + 0.2 * row_wise(shape, seed + 10)
+
+
+@pytest.mark.parametrize("noise", [blurred, row_wise, enlarged, drifting, faint_stripes])
+def test_correlated_noise_is_not_exchangeable(noise):
+    clean = smooth_images(200)
+    pairs = [clean + noise(clean.shape, seed) for seed in (1, 2)]
+    assert not project.measure_noise(*pairs).exchangeable
+    assert not project.measure_noise(*(images.transpose(2, 3) for images in pairs)).exchangeable
+
+
+def test_white_noise_is_exchangeable_where_there_is_enough_of_it():
+    clean = smooth_images(200)
+    pairs = [clean + gaussian(clean.shape, seed) for seed in (1, 2)]
+    noise = project.measure_noise(*pairs)
+    assert noise.exchangeable and abs(noise.correlation) < 0.01 and abs(noise.imbalance) < 0.02
+    assert project.measure_noise(*(images.round().clamp(0, 255).to(torch.uint8) for images in pairs)).exchangeable
+    assert not project.measure_noise(*(images[:1] for images in pairs)).exchangeable  # too few to tell
+    large = F.interpolate(clean[:1], size=(300, 200))
+    assert project.measure_noise(*(large + gaussian(large.shape, seed) for seed in (1, 2))).exchangeable
+
+
+def test_unequal_images_are_not_exchangeable():
+    clean = smooth_images(200)
+    a, b = (gaussian(clean.shape, seed) for seed in (1, 2))
+    noisier = project.measure_noise(clean + a, clean + 0.5 * b)
+    assert not noisier.exchangeable and noisier.imbalance == pytest.approx((1 - 0.25) / (1 + 0.25), abs=0.03)
+    brighter = project.measure_noise(clean + a + 10, clean + b)
+    assert not brighter.exchangeable
+    assert brighter.offset == pytest.approx(10 / (25 * math.sqrt(2)), abs=0.02)
+    assert not project.measure_noise(clean + a, 0.9 * clean + b).exchangeable
+    assert not project.measure_noise(clean, clean).exchangeable
+
+
+def test_noise_in_a_hand_computed_case():
+    a = torch.zeros(8, 1, 1, 2)
+    a[:, :, :, 0], a[:, :, :, 1] = 51.0, -51.0  # the two pixels of every row are opposite: 0.2 and -0.2
+    noise = project.measure_noise(a, torch.zeros_like(a))
+    assert noise.correlation == pytest.approx(-1, abs=1e-5) and noise.line_correlation == pytest.approx(-1, abs=1e-5)
+    assert noise.imbalance == pytest.approx(1, abs=1e-5) and noise.offset == pytest.approx(0, abs=1e-6)
+
+
+def test_channels_of_unequal_noise_are_not_reversed_by_a_self_ensemble():
+    clean = smooth_images(64)
+    strength = torch.tensor([1.0, 1.0, 3.0]).view(3, 1, 1)
+    model = Model(width=8)
+    assert any(reverse for *_, reverse in model.views())
+    model.train(*(clean + strength * gaussian(clean.shape, seed) for seed in (1, 2)), 1)
+    assert model.noise.channel_ratio == pytest.approx(3, rel=0.1)
+    assert not any(reverse for *_, reverse in model.views())
+
+
+@pytest.mark.parametrize(("noise", "swapped"), [(gaussian, True), (blurred, False)])
+def test_pixels_are_swapped_where_the_noise_allows_it(noise, swapped, monkeypatch):
+    clean, calls = smooth_images(128), []
+    original = project.swap_pixels
+    monkeypatch.setattr(project, "swap_pixels", lambda *x: calls.append(1) or original(*x))
+    pairs = [clean + noise(clean.shape, seed) for seed in (1, 2)]
+    model = Model(width=8)
+    model.train(*pairs, 1)
+    assert bool(calls) is swapped is model.noise.exchangeable
+    for forced in (True, False):
+        calls.clear()
+        Model(width=8, recipe=Recipe(swap_pixels=forced)).train(*pairs, 1)
+        assert bool(calls) is forced
+
+
+def test_correlated_noise_is_removed_as_well():
+    clean = smooth_images(128)
+    a, b = (clean + blurred(clean.shape, seed) for seed in (1, 2))
+    errors = {}
+    for swap in (None, True):
+        model = Model(width=8, recipe=Recipe(swap_pixels=swap))
+        model.train(a, b, 6)
+        errors[swap] = squared_error(model.predict(a, False), clean)
+    assert errors[None] < 0.8 * errors[True]
+
+
+def test_pairs_of_different_exposure_give_a_warning():
+    clean = smooth_images(64)
+    with pytest.warns(UserWarning, match="brightness"):
+        Model(width=8).train(clean + gaussian(clean.shape, 1) + 20, clean + gaussian(clean.shape, 2), 1)
+
+
+# -------------------------------------------------------------------------------------------- surroundings
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (3, 3), (2, 32), (32, 2), (3, 32), (6, 5)])
+def test_small_images_get_no_worse(size):
+    shipped = Model()
+    shipped.load_pretrained_model()
+    generator = torch.Generator().manual_seed(0)
+    clean = (40 + 175 * torch.rand(60, 3, 1, 1, generator=generator)).expand(60, 3, *size)
+    noisy = (clean + 25 * torch.randn(clean.shape, generator=generator)).clamp(0, 255)
+    assert squared_error(shipped.predict(noisy), clean) < 1.01 * squared_error(noisy, clean)
+    yellow = torch.tensor([255.0, 255.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, *size)
+    assert (shipped.predict(yellow) - yellow).abs().max() < 90
+
+
+def test_autocast_of_the_caller_does_not_matter(trained):
+    images = smooth_images(2)
+    expected, learnt = trained.predict(images), []
+    for inside in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            assert torch.equal(trained.predict(images), expected)
+            model = Model(width=8)
+            model.train(images, images.flip(0), 1)
+        learnt.append(weights(model))
+    assert torch.equal(*learnt)
+
+
+class FactoriesOnAnotherDevice(torch.overrides.TorchFunctionMode):
+    """What `torch.set_default_device` does to a call that names no device, where there is just one device."""
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        factories = (torch.randperm, torch.randint, torch.rand, torch.arange, torch.zeros, torch.ones, torch.empty)
+        keywords = keywords or {}
+        if function in factories and keywords.get("device") is None:
+            keywords = {**keywords, "device": "meta"}
+        return function(*arguments, **keywords)
+
+
+def test_default_device_of_the_caller_does_not_matter():
+    project.regular_representation.cache_clear()
+    a, b = noisy_versions(smooth_images(4, 9, 7))
+    results = []
+    for inside in (False, True):
+        with FactoriesOnAnotherDevice() if inside else torch.no_grad():
+            model = Model(width=8, device="cpu")
+            model.train(a, b, 1)
+            results.append((weights(model), model.predict(a)))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+def test_models_made_in_inference_mode_learn_outside_of_it(trained, tmp_path):
+    trained.save(tmp_path / "w.pth")
+    with torch.inference_mode():
+        model = Model(width=8)
+        model.load(tmp_path / "w.pth")
+    before = weights(model)
+    model.train(*noisy_versions(smooth_images(4)), 1)
+    assert not torch.equal(weights(model), before)
+
+
+def test_frozen_layers_stay_and_the_others_learn():
+    model = Model(width=8)
+    model.network.encode.requires_grad_(False)
+    before = {name: p.clone() for name, p in model.network.named_parameters()}
+    model.train(*noisy_versions(smooth_images(16)), 1)
+    for name, parameter in model.network.named_parameters():
+        assert torch.equal(parameter, before[name]) is name.startswith("encode"), name
+    model.network.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen"):
+        model.train(*noisy_versions(smooth_images(16)), 1)
+
+
+class Whole:
+    """A whole number that is no int, as NumPy has them."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __index__(self):
+        return self.value
+
+
+def test_whole_numbers_of_other_types_count(tmp_path):
+    model = Model(width=Whole(8), in_channels=Whole(1))
+    model.train(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), Whole(2))
+    assert model.pairs_seen == 4
+    model.save(tmp_path / "w.pth")
+    Model().load(tmp_path / "w.pth")
+    with pytest.raises(TypeError, match="depth"):
+        Model(depth=3)
+
+
+def test_a_gpu_without_kernels_is_left_alone(monkeypatch):
+    def no_kernel(*_, **__):
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    find_device.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", no_kernel)
+    with pytest.warns(UserWarning, match="no kernel image"):
+        assert find_device().type == "cpu"
+    find_device.cache_clear()
+
+
+def test_weights_of_a_compiled_network_load_into_a_plain_one(tmp_path):
+    model = Model(width=8)
+    model.network = torch.compile(model.network)
+    model.save(tmp_path / "w.pth")
+    other = Model()
+    other.load(tmp_path / "w.pth")
+    assert torch.equal(weights(other), weights(model))
+
+
+def test_what_was_measured_is_kept_in_the_file(tmp_path):
+    model = Model(width=8)
+    model.train(*noisy_versions(smooth_images(4)), 1)
+    model.save(tmp_path / "w.pth")
+    other = Model()
+    other.load(tmp_path / "w.pth")
+    assert other.noise == model.noise
+
+
+def test_saving_through_a_link_replaces_its_target(trained, tmp_path):
+    (tmp_path / "real").mkdir()
+    target, link = tmp_path / "real" / "w.pth", tmp_path / "link.pth"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    trained.save(link)
+    assert link.is_symlink() and [path.name for path in target.parent.iterdir()] == ["w.pth"]
+    Model().load(target)
+
+
+def test_two_savers_do_not_share_a_temporary_file(trained, tmp_path, monkeypatch):
+    names, original = [], torch.save
+    monkeypatch.setattr(torch, "save", lambda content, file: names.append(file.name) or original(content, file))
+    for _ in range(2):
+        trained.save(tmp_path / "w.pth")
+    assert len(set(names)) == 2
+
+
+def test_lack_of_memory_is_no_foreign_file(trained, tmp_path, monkeypatch):
+    trained.save(tmp_path / "w.pth")
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.nn.Module, "to", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trained.load(tmp_path / "w.pth")
