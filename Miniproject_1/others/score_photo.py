@@ -22,7 +22,15 @@ import torch
 from torch import nn
 
 from Miniproject_1.model import Model
-from Miniproject_1.others.data import load_photo, photo_files, psnr_of_each
+from Miniproject_1.others.data import (
+    check_writable,
+    load_photo,
+    photo_files,
+    plain_errors,
+    positive,
+    psnr_of_each,
+    summary,
+)
 
 PHOTOMODEL = Path(__file__).resolve().parents[1] / "photomodel.pth"
 LEVELS = (15.0, 25.0, 50.0)  # standard deviations in grey values, as the literature has them
@@ -137,31 +145,39 @@ def time_both(options):
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     commands = parser.add_subparsers(dest="command", required=True)
     quality = commands.add_parser("score", help="PSNR with added noise and on real pairs")
     quality.add_argument("photos", type=Path, nargs="?", help="folder of clean photographs to add noise to")
     quality.add_argument("--names", type=Path, help="text file of the names to take, one a line; default: all")
     quality.add_argument("--levels", type=float, nargs="+", default=LEVELS, help="of the noise, in grey values")
-    quality.add_argument("--first", type=int, help="take only so many photographs")
+    quality.add_argument("--first", type=positive, help="take only so many photographs")
     quality.add_argument("--pairs", type=Path, help="folder of real pairs, *_real.* and *_mean.*")
     quality.add_argument("--ensemble", action="store_true", help="also with self-ensemble")
     speed = commands.add_parser("time", help="seconds a megapixel beside a stand-in for FFDNet")
-    speed.add_argument("--side", type=int, default=768, help="pixels of the square picture")
-    speed.add_argument("--turns", type=int, default=5)
+    speed.add_argument("--side", type=positive, default=768, help="pixels of the square picture")
+    speed.add_argument("--turns", type=positive, default=5)
     for command in (quality, speed):
         command.add_argument("--weights", type=Path, default=PHOTOMODEL, help="default: photomodel.pth")
         command.add_argument("--json", type=Path, help="file to write the numbers to, those of each image included")
     return parser.parse_args(arguments)
 
 
-def main(arguments=None):
-    options = parse_arguments(arguments)
+def run(options):
+    if options.json:
+        check_writable(options.json)
     result = score(options) if options.command == "score" else time_both(options)
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         temporary = options.json.with_name(options.json.name + ".tmp")
         temporary.write_text(json.dumps(result, indent=1) + "\n")
         temporary.replace(options.json)
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    with plain_errors("score_photo.py"):
+        run(options)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ the averaged weights so far. The learning rate rises and falls once over all the
 import argparse
 import dataclasses
 import hashlib
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from Miniproject_1.model import Model, Recipe, Training, rate, save_whole
-from Miniproject_1.others.data import load_photo, photo_files
+from Miniproject_1.model import Model, Recipe, Training, lr_factor, save_atomically
+from Miniproject_1.others.data import check_writable, load_photo, photo_files, plain_errors, positive, summary, tell
 from Miniproject_1.others.photo_noise import Mixture, noisy_and_mean, uniform
 from Miniproject_1.others.train_best import write_averaged
 
@@ -57,12 +56,12 @@ class Settings:
 
     def recipe(self):
         return Recipe(
-            batch=max(1, self.batch_size * self.patch**2 // 32**2),
-            muon_rate=self.muon_lr,
-            adam_rate=self.adam_lr,
-            averaging=self.ema_decay,
-            easy_first=self.variance_floor,
-            exchange=False,
+            batch_size=max(1, self.batch_size * self.patch**2 // 32**2),
+            muon_lr=self.muon_lr,
+            adam_lr=self.adam_lr,
+            ema_decay=self.ema_decay,
+            variance_floor=self.variance_floor,
+            swap_pixels=False,
             negatives=False,
         )
 
@@ -99,11 +98,11 @@ class Patches:
             try:
                 photo = load_photo(path)
             except ValueError as error:
-                print(f"skipped: {error}", file=sys.stderr)
+                tell(f"skipped: {error}")
                 continue
             short = min(photo.shape[1:])
             if short < settings.patch:
-                print(f"skipped: {path.name} has fewer than {settings.patch} pixels a side", file=sys.stderr)
+                tell(f"skipped: {path.name} has fewer than {settings.patch} pixels a side")
                 continue
             self.photos.append(photo)
             self.reduced.append(reduced_photo(photo, max(factor, settings.patch / short)))
@@ -133,7 +132,7 @@ def learn(training, patches, settings, mixture, steps):
     for _ in range(steps):
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + training.steps)
         pairs = noisy_and_mean(patches.draw(generator), generator, mixture)
-        losses.append(training.step(*pairs, rate(training.steps, settings.steps)))
+        losses.append(training.step(*pairs, lr_factor(training.steps, settings.steps)))
     return torch.stack(losses).mean().item()
 
 
@@ -177,9 +176,13 @@ def train(patches, settings, mixture, out, *, start=None, every=250, limit=None)
         start: path of weights to begin with; None: fresh ones.
         limit: stop after this step, to be resumed later; None: train to the end.
     """
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    for path in (out, checkpoint):
+        check_writable(path)
+    out.parent.mkdir(parents=True, exist_ok=True)
     model = make_model(settings, start)
     seen_before = model.pairs_seen
-    training, checkpoint = Training(model.network, model.recipe, settings.seed), out.with_name(out.name + ".checkpoint")
+    training = Training(model.network, model.recipe, settings.seed)
     resume(training, checkpoint, settings, mixture)
     last = min(settings.steps, limit or settings.steps)
     while training.steps < last:
@@ -187,7 +190,7 @@ def train(patches, settings, mixture, out, *, start=None, every=250, limit=None)
         loss = learn(training, patches, settings, mixture, count)
         model.pairs_seen = seen_before + training.steps * settings.batch_size
         write_averaged(model, training, out)
-        save_whole({"training": training.state_dict(), **recorded(settings, mixture)}, checkpoint)
+        save_atomically({"training": training.state_dict(), **recorded(settings, mixture)}, checkpoint)
         seconds = time.monotonic() - began
         pixels = count * settings.batch_size * settings.patch**2
         print(
@@ -199,22 +202,21 @@ def train(patches, settings, mixture, out, *, start=None, every=250, limit=None)
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument("photos", type=Path, help="folder of photographs to learn from")
     parser.add_argument("--out", type=Path, required=True, help="weights file to write")
     parser.add_argument(
         "--leave-out", type=Path, help="text file of names of photographs not to learn from, one a line"
     )
     parser.add_argument("--start", type=Path, help="weights to begin with; default: fresh ones")
-    parser.add_argument("--every", type=int, default=250, help="steps between two checkpoints")
+    parser.add_argument("--every", type=positive, default=250, help="steps between two checkpoints")
     for kind in (Settings, Mixture):
         for field in dataclasses.fields(kind):
             parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
     return parser.parse_args(arguments)
 
 
-def main(arguments=None):
-    options = parse_arguments(arguments)
+def run(options):
     settings, mixture = (
         kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})
         for kind in (Settings, Mixture)
@@ -223,6 +225,12 @@ def main(arguments=None):
     files = files_to_learn_from(options.photos, left_out)
     print(f"{len(files)} photographs; {settings}; {mixture}", flush=True)
     train(Patches(files, settings), settings, mixture, options.out, start=options.start, every=options.every)
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    with plain_errors("train_photo.py"):
+        run(options)
 
 
 if __name__ == "__main__":

@@ -163,11 +163,11 @@ def test_seed_and_mixture_are_learnt_from(run, tmp_path):
 
 
 def test_noise_is_learnt_to_be_removed_from_noisy_images_alone(run):
-    settings = dataclasses.replace(TINY, steps=120, batch_size=8, ema_decay=0.9)
+    settings = dataclasses.replace(TINY, steps=120, batch_size=8, ema_decay=0.9, muon_lr=4e-3, adam_lr=5e-3)
     model = run("a.pth", settings, dataclasses.replace(MIXTURE, camera=0.1))
     clean = render_scene(9, side=96)[None].float()
     noisy = clean + 25 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
-    assert psnr(model.predict(noisy, ensemble=False), clean) > psnr(noisy, clean) + 1.5
+    assert psnr(model.predict(noisy, ensemble=False), clean) > psnr(noisy.clamp(0, 255), clean) + 1
 
 
 def test_the_command_takes_every_setting(photos, tmp_path):
