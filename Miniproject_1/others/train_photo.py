@@ -8,7 +8,11 @@ stands here; every field is an option of the command, too.
 
 The run stops at any time and goes on, exactly, from its checkpoint `new.pth.checkpoint` when the same command is given
 again: the patches and the noise of a step depend on the seed and the number of the step alone. `new.pth` always holds
-the averaged weights so far. The learning rate rises and falls once over all the steps asked for.
+the averaged weights so far. The learning rate rises and falls once over all the steps asked for; a run that goes on
+with another number of them falls more slowly or faster from there on.
+
+The shipped weights come from one run with the settings and the mixture as they stand here, on 1,132 photographs: 118
+million pixels, 35 minutes on one core. Its first 800 steps followed a schedule of 4,000.
 """
 
 import argparse
@@ -37,11 +41,11 @@ class Settings:
     inner_blocks: int = 2
     patch: int = 64  # pixels a side, a multiple of 16: whole blocks of JPEG, whole cells of the network
     batch_size: int = 6  # patches a step
-    steps: int = 4_000  # over which the rates rise and fall
+    steps: int = 4_800  # over which the rates rise and fall
     muon_lr: float = 2e-3
-    adam_lr: float = 1e-3  # at 5e-3, biases fell until no unit of the lowest level was ever on: 1 dB lost
+    adam_lr: float = 1e-3  # at 5e-3, with muon_lr 4e-3, biases fell until no unit of the lowest level was ever on
     ema_decay: float = 0.998
-    variance_floor: float = 2e-3  # weight of a patch: 1 / (its noise variance + this); see the README
+    variance_floor: float = 2e-3  # inverse-variance weighting of the patches
     reduced: float = 0.5  # share of the patches that come from reduced photographs
     smallest: float = 0.4  # the smallest factor by which a photograph is reduced
     seed: int = 0
