@@ -47,6 +47,26 @@ def pages_of(pdf):
     return len(re.findall(rb"/Type\s*/Page\b", pdf))
 
 
+ALLOWED_WORDS = "Noise2Noise", "TransposeConv2d", "Conv2d"
+ALLOWED_IN_FORMULAE = {"0", "0.5", "1", "2", "3", "4", "5", "10", "32"}  # exponents, kernels and the size of the images
+
+
+def typed_numbers(source):
+    """Numbers in the text of a Typst source that it does not take from the records, and blanks."""
+    text = re.sub(r"//.*", "", source)
+    text = re.sub(r'\b(n|any|rows|picture|sheet|bibliography)\("[^"]*"\)?', "", text)  # names, not shown
+    text = re.sub(r"#import.*|`[^`]*`|@[\w-]+|<[\w-]+>|\b[\d.]+fr\b", "", text)
+    for word in ALLOWED_WORDS:
+        text = text.replace(word, "")
+    formulae = re.findall(r"\$([^$]*)\$", text)
+    typed = [
+        number for f in formulae for number in re.findall(r"\d+(?:\.\d+)?", f) if number not in ALLOWED_IN_FORMULAE
+    ]
+    text = re.sub(r"\$[^$]*\$", "", text)
+    typed += re.findall(r"\d[\d.,]*", text)
+    return typed + re.findall(r"\?\?|\bxx\b|(?i:\bto ?do\b|\btbd\b)", text)
+
+
 def write(path, content):
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
@@ -79,6 +99,8 @@ def typeset(number, pages=None):
     import typst
 
     source, pdf = HERE / f"Report_{number}.typ", HERE / f"Report_{number}.pdf"
+    if typed := typed_numbers(source.read_text(encoding="utf-8")):
+        raise ValueError(f"{source.name} may show only numbers from the records; got {', '.join(typed)}: use n(name)")
     given = {"records": json.dumps({"facts": records.facts(number), "tables": records.tables(number)})}
     options = {"root": str(HERE), "sys_inputs": given, "ignore_system_fonts": True}
     content, warnings = typst.compile_with_warnings(str(source), timestamp=newest_record(), **options)

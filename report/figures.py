@@ -143,9 +143,9 @@ def limits():
     dots(capacity, [(networks[name], list(data.of(name).values())) for name, _ in records.WIDTHS])
     for name, width in records.WIDTHS:
         capacity.annotate(
-            f"{width}", (networks[name], min(data.of(name).values())), (2, -8), textcoords="offset points", fontsize=6
+            f"{width}", (networks[name], max(data.of(name).values())), (-4, 4), textcoords="offset points", fontsize=6
         )
-    capacity.set_xlabel("thousand multiply-adds a pixel (numbers: width)")
+    capacity.set_xlabel("thousand multiply-adds a pixel")
     capacity.set_ylabel("PSNR (dB)")
     dots(targets, of(data, records.DRAWS))
     clean = list(data.of("clean targets").values())
@@ -154,7 +154,7 @@ def limits():
     targets.set_xscale("log")
     targets.set_xticks([k for _, k in records.DRAWS], [str(k) for _, k in records.DRAWS])
     targets.minorticks_off()
-    targets.set_xlabel("draws k in the mean that is the target")
+    targets.set_xlabel("draws k in the target")
     dots(pairs, [(n, list(data.of("ours", n).values())) for n in records.PAIRS], "noisy targets")
     with_clean = [(n, list(values)) for n in records.PAIRS if (values := data.of("clean targets", n).values())]
     dots(pairs, with_clean, "clean targets", MIDDLE, "s", "--")
@@ -189,7 +189,7 @@ def ablations():
 
 def pictures(project="project_1"):
     values = records.measured()["pictures"]["psnr"]
-    figure, axes = canvas(3, 3, COLUMN, 3.45)
+    figure, axes = canvas(3, 3, COLUMN, 3.0)
     for row, place in zip(axes, ("best", "median", "worst"), strict=True):
         for axis, kind in zip(row, ("noisy", project, "clean"), strict=True):
             axis.imshow(plt.imread(PICTURES / f"{place}_{kind}.png"), interpolation="nearest")
@@ -209,7 +209,7 @@ def each(project="1"):
     """Every validation image: dB before and after."""
     scores = records.measured()["scores"]
     before, after = scores["input_of_each"], scores[f"of_each_{project}"]
-    figure, axis = canvas(1, 1, COLUMN, 1.9)
+    figure, axis = canvas(1, 1, COLUMN, 1.55)
     axis.plot(before, after, ".", color=DARK, markersize=2, alpha=0.5, rasterized=False)
     ends = [min(before), max(before)]
     axis.plot(ends, ends, color="black", linewidth=0.7, linestyle="--")
@@ -266,13 +266,10 @@ def framework():
         "MSE",
     ]
     x = 97.0
-    for place, name in enumerate(blocks):
+    for name in blocks:
         width = 13.5 if "Transpose" in name else 8.6
         box(x, 18, width, 14, name, "#a8c2df" if "Conv" in name else "#eeeeee", 5)
-        if place < len(blocks) - 1:
-            arrow(x + width + 0.2, 27.5, x + width + 2, 27.5)
-            arrow(x + width + 2, 22.5, x + width + 0.2, 22.5, "--", MIDDLE)
-        x += width + 2.0
+        x += width + 1.4
     arrow(98, 42, x - 3, 42)
     axis.text((100 + x) / 2, 44, "forward: each block keeps what its backward needs", ha="center", fontsize=6.3)
     arrow(x - 3, 9, 98, 9, "--", MIDDLE)

@@ -197,6 +197,10 @@ def first_facts():
         "pairs.few": count(min(PAIRS)),
         "pairs.all": count(max(PAIRS)),
         "n.base": str(data.seeds()),
+        "widths": ", ".join(str(width) for _, width in WIDTHS),
+        "diff.width 24": spread(data.differences("width 24"), 2, "+"),
+        "diff.noisy": spread([-value for value in data.differences("clean targets")], 2, "+"),
+        "diff.few": minus(f"{data.of('ours', min(PAIRS))[0] - data.of('ours')[0]:.2f}"),
         "muon.edge": "the largest rate tried" if best_of(data, MUON) == MUON[-1][1] else "inside the range tried",
         "adam.edge": "the largest rate tried" if best[1] == ADAM[-1][1] else "inside the range tried",
         "diff.muon.best": spread(data.differences("Muon 8e-3"), 2, "+"),
@@ -452,6 +456,8 @@ def second_facts():
         result[f"ratio.{name}"] = f"{entry['together']:.2f}"
     result["ratio.low"] = f"{min(entry['together'] for entry in bench['blocks'].values()):.2f}"
     result["ratio.high"] = f"{max(entry['together'] for entry in bench['blocks'].values()):.2f}"
+    grown = [ratio for name in ("batch", "channel", "side") for _, ratio in bench[f"{name}_growth"]]
+    result["ratio.growth"] = f"{max(grown):.1f}"
     result |= sweep_facts(data)
     of_each = sorted(scores["of_each_2"])
     result |= {
