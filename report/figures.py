@@ -210,7 +210,7 @@ def each(project="1"):
     scores = records.measured()["scores"]
     before, after = scores["input_of_each"], scores[f"of_each_{project}"]
     figure, axis = canvas(1, 1, COLUMN, 1.55)
-    axis.plot(before, after, ".", color=DARK, markersize=2, alpha=0.5, rasterized=False)
+    axis.plot(before, after, ".", color=DARK, markersize=2, alpha=0.5)
     ends = [min(before), max(before)]
     axis.plot(ends, ends, color="black", linewidth=0.7, linestyle="--")
     axis.set_xlabel("PSNR of the noisy image (dB)")
@@ -332,6 +332,7 @@ FIGURES = {
     "framework": framework,
     "growth": growth,
     "sweep": sweep,
+    "each2": lambda: each("2"),
     "pictures2": lambda: pictures("project_2"),
 }
 

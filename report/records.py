@@ -357,13 +357,24 @@ def first_tables():
     }
 
 
+CLASSIC_PARAMETERS = {
+    "median filter": ("size",),
+    "Gaussian filter": ("σ",),
+    "bilateral filter": ("σ of colour", "of space"),
+    "non-local means": ("patch", "h"),
+    "wavelet shrinkage": ("σ",),
+    "total variation": ("weight",),
+}
+
+
 def classics_table(classics):
     found = [["noisy images", "—", f"{classics['input']:.2f}"]]
     for name, entry in sorted(classic_rows(classics).items(), key=lambda item: item[1]["psnr"]):
-        best = entry["best"]
-        found.append([name, ", ".join(f"{b:g}" for b in (best if isinstance(best, list) else [best])), entry["psnr"]])
-    found += [[f"{name}, single pass", "—", classics[name]["psnr"]] for name in ("project 2", "project 1")]
-    return [[a, b, c if isinstance(c, str) else f"{c:.2f}"] for a, b, c in found]
+        best = entry["best"] if isinstance(entry["best"], list) else [entry["best"]]
+        settings = [f"{label} {value:g}" for label, value in zip(CLASSIC_PARAMETERS[name], best, strict=True)]
+        found.append([name, ", ".join(settings), f"{entry['psnr']:.2f}"])
+    mine = ("project 2", "the second report's network"), ("project 1", "ours, shipped, single pass")
+    return found + [[label, "—", f"{classics[name]['psnr']:.2f}"] for name, label in mine]
 
 
 def settings_table(data, pairs, variants):

@@ -36,6 +36,12 @@ def test_nothing_is_older_than_the_records():
     assert build.digests(build.sources()) == STATE["inputs"], AGAIN
 
 
+def test_every_record_and_source_is_among_the_inputs():
+    read = {path.relative_to(build.ROOT).as_posix() for path in records.RESULTS.rglob("*") if path.is_file()}
+    read |= {f"report/{name}" for name in ("Report_1.typ", "Report_2.typ", "style.typ", "records.py", "figures.py")}
+    assert read <= STATE["inputs"].keys(), AGAIN
+
+
 def test_pdfs_and_figures_are_those_that_were_built():
     outputs = {name: build.digest(build.ROOT / name) for name in STATE["outputs"]}
     assert outputs == STATE["outputs"], AGAIN
