@@ -310,14 +310,14 @@ def sweep():
     return figure
 
 
-def readme_picture():
-    """Noisy, denoised and clean large scene, side by side."""
-    figure, axes = canvas(1, 3, 9, 3.2)
-    values = records.measured()["pictures"]["scene"]
-    for axis, kind in zip(axes, ("noisy", "denoised", "clean"), strict=True):
-        axis.imshow(plt.imread(PICTURES / f"scene_{kind}.png"), interpolation="nearest")
+def photo(kinds, titles, width, height, size):
+    """The photograph, one panel a kind, with its PSNR."""
+    figure, axes = canvas(1, len(kinds), width, height)
+    values = records.measured()["photo"]["psnr"]
+    for axis, kind, title in zip(axes, kinds, titles, strict=True):
+        axis.imshow(plt.imread(PICTURES / f"photo_{kind}.png"), interpolation="nearest")
         axis.axis("off")
-        axis.set_title(kind + (f", {values[kind]:.1f} dB" if kind in values else ""), fontsize=11)
+        axis.set_title(title + (f", {values[kind]:.1f} dB" if kind in values else ""), fontsize=size)
     return figure
 
 
@@ -333,6 +333,13 @@ FIGURES = {
     "growth": growth,
     "sweep": sweep,
     "each2": lambda: each("2"),
+    "pictures3": lambda: photo(
+        ("noisy", "project_2", "project_1", "clean"),
+        ("noisy", "this network", "first report", "clean"),
+        PAGE,
+        1.95,
+        7.5,
+    ),
     "pictures2": lambda: pictures("project_2"),
 }
 
@@ -346,7 +353,7 @@ def draw_all(folder):
         figure = draw()
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)
-    figure = readme_picture()
+    figure = photo(("noisy", "project_1", "clean"), ("noisy", "denoised", "clean"), 9, 3.2, 11)
     figure.savefig(folder.parent / "picture.png", dpi=100, metadata={"Software": None})
     plt.close(figure)
     return [*paths, folder.parent / "picture.png"]

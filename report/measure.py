@@ -49,7 +49,7 @@ from Miniproject_2.others import benchmark, rounding
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 SCENES = 40  # procedural scenes that pictures are chosen from
-SCENE_CELLS = 128  # cells a side of the larger scene
+PHOTO_CELLS = 75  # cells a side of the photograph
 CLASSIC_IMAGES = 100  # validation images that the classics are run on
 SWEEP_PAIRS, SWEEP_SEEDS = 500, (0, 1)
 
@@ -259,7 +259,7 @@ def measure_scores(data):
 
 
 def measure_pictures(data):
-    """Best, median and worst of our procedural scenes, and a larger one: dB, and images in `results/pictures`."""
+    """Best, median and worst of our procedural scenes: dB, and images in `results/pictures`."""
     noisy, clean = scenes(SCENES, 384)
     models = {"project_1": shipped(Model1(device="cpu")), "project_2": shipped(Model2(device="cpu"))}
     images = {"noisy": noisy, "clean": clean}
@@ -273,23 +273,41 @@ def measure_pictures(data):
         result["psnr"][place] = {
             name: psnr_of_each(batch, clean)[number].item() for name, batch in images.items() if name != "clean"
         }
-    noisy, clean = scenes(1, 12 * SCENE_CELLS, SCENE_CELLS)
-    denoised = models["project_1"].predict(noisy, ensemble=True)
-    for name, batch in (("noisy", noisy), ("denoised", denoised), ("clean", clean)):
-        save_picture(f"scene_{name}", batch[0])
-    result["scene"] = {"noisy": psnr_of_each(noisy, clean).item(), "denoised": psnr_of_each(denoised, clean).item()}
     return result
 
 
-def scenes(count, side, cells=CELLS):
-    """A noisy and the clean image of each of our procedural scenes: uint8 (count, 3, cells, cells) twice."""
+def measure_photo(data):
+    """Chelsea the cat, a photograph without copyright (CC0, S. van der Walt) that comes with scikit-image."""
+    from skimage import data as photographs
+
+    picture = torch.from_numpy(photographs.chelsea()).permute(2, 0, 1).contiguous()
+    side = PHOTO_CELLS * (picture.shape[1] // PHOTO_CELLS)
+    crop = torch.tensor([[0, 75, side]])  # around the face
+    noisy = point_sample(picture, crop, torch.Generator().manual_seed(0), PHOTO_CELLS)
+    clean = cells_of(picture[:, :side, 75 : 75 + side], PHOTO_CELLS)
+    images = {"noisy": noisy, "clean": clean}
+    for name, model in (("project_1", Model1(device="cpu")), ("project_2", Model2(device="cpu"))):
+        images[name] = shipped(model).predict(noisy, ensemble=True)
+    for name, batch in images.items():
+        save_picture(f"photo_{name}", batch[0])
+    scores = {name: psnr_of_each(batch, clean).item() for name, batch in images.items() if name != "clean"}
+    return {"cells": PHOTO_CELLS, "pixels_of_a_cell": side // PHOTO_CELLS, "psnr": scores}
+
+
+def cells_of(picture, cells):
+    """The mean of each cell of a square picture (3, H, H): uint8 (1, 3, cells, cells)."""
+    size = picture.shape[1] // cells
+    return picture.float().view(1, 3, cells, size, cells, size).mean((3, 5)).round().to(torch.uint8)
+
+
+def scenes(count, side):
+    """A noisy and the clean image of each of our procedural scenes: uint8 (count, 3, CELLS, CELLS) twice."""
     generator = torch.Generator().manual_seed(0)
     pairs = []
     for seed in range(count):
         scene = render_scene(8_000_000 + seed, side)
         crop = centre_crop(*scene.shape[1:])
-        clean = scene.float().view(1, 3, cells, side // cells, cells, side // cells).mean((3, 5))
-        pairs.append((point_sample(scene, crop, generator, cells), clean.round().to(torch.uint8)))
+        pairs.append((point_sample(scene, crop, generator), cells_of(scene, CELLS)))
     return tuple(torch.cat(images) for images in zip(*pairs, strict=True))
 
 
@@ -641,6 +659,7 @@ MEASUREMENTS = {
     "networks": (measure_networks, ["Miniproject_1", "Miniproject_2"]),
     "scores": (measure_scores, ["Miniproject_1", "Miniproject_2"]),
     "pictures": (measure_pictures, ["Miniproject_1", "Miniproject_2"]),
+    "photo": (measure_photo, ["Miniproject_1", "Miniproject_2"]),
     "classics": (measure_classics, ["Miniproject_1", "Miniproject_2"]),
     "oracle": (measure_oracle, ["Miniproject_2"]),
     "differences": (measure_differences, ["Miniproject_2"]),

@@ -223,7 +223,7 @@ def first_facts():
         "pooled": f"{noise['psnr_pooled']:.2f}",
         "shipped": f"{scores['passes_1'][0]:.2f}",
         "shipped.ensemble": f"{scores['ensemble_1']:.2f}",
-        "shipped.worse": count(scores["made_worse_1"]),
+        "shipped.worse": made_worse(scores, 1),
         "passes.two": f"{scores['passes_1'][1]:.2f}",
         "passes.five": f"{scores['passes_1'][4]:.2f}",
         "published.single": f"{published(1)['single']:.2f}",
@@ -276,6 +276,12 @@ def noise_facts(noise, sampling):
         "noise.draws": str(sampling["draws"]),
         "noise.psnr.deviation": f"{noise['psnr_deviation']:.1f}",
     }
+
+
+def made_worse(scores, project):
+    """The beginning of a sentence on the images that come out worse than they went in."""
+    worse, images = scores[f"made_worse_{project}"], f"of the {count(scores['images'])} images"
+    return f"Not one {images} comes" if worse == 0 else f"{count(worse)} {images} {'comes' if worse == 1 else 'come'}"
 
 
 def picture_facts(pictures, project):
@@ -441,7 +447,7 @@ def second_facts():
         "input": f"{scores_input(scores):.2f}",
         "shipped": f"{scores['passes_2'][0]:.2f}",
         "shipped.ensemble": f"{scores['ensemble_2']:.2f}",
-        "shipped.worse": count(scores["made_worse_2"]),
+        "shipped.worse": made_worse(scores, 2),
         "passes.two": f"{scores['passes_2'][1]:.2f}",
         "passes.five": f"{scores['passes_2'][4]:.2f}",
         "parameters": millions(networks["shipped_2"]["parameters"]),
@@ -477,6 +483,7 @@ def second_facts():
         "worst": f"{of_each[0]:.1f}",
     }
     result |= picture_facts(known["pictures"], "project_2")
+    result["photo.cells"], result["photo.pixels"] = (str(known["photo"][key]) for key in ("cells", "pixels_of_a_cell"))
     return result
 
 
