@@ -616,9 +616,9 @@ def ratios(results):
 def sweep_variants():
     """Two times {name: (recipe, sizes)}: rates in steps of two, so that an optimum shows, then other networks."""
     rates = {
-        "SGD": ({"optimiser": "sgd", "momentum": 0.0}, (1, 2, 4, 8)),
-        "momentum": ({"optimiser": "sgd", "momentum": 0.9}, (0.25, 0.5, 1, 2)),
-        "Adam": ({"optimiser": "adam"}, (1e-3, 2e-3, 4e-3, 8e-3)),
+        "SGD": ({"optimiser": "sgd", "momentum": 0.0}, (1, 2, 4, 8, 16)),
+        "momentum": ({"optimiser": "sgd", "momentum": 0.9}, (0.25, 0.5, 1, 2, 4)),
+        "Adam": ({"optimiser": "adam"}, (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
         "Muon": ({}, (7.5e-3, 1.5e-2, 3e-2, 6e-2)),
     }
     optimisers = {
