@@ -353,7 +353,7 @@ def draw_all(folder):
         figure = draw()
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)
-    figure = photo(("noisy", "project_1", "clean"), ("noisy", "denoised", "clean"), 9, 3.2, 11)
+    figure = photo(("noisy", "project_1", "clean"), ("noisy", "denoised", "clean"), 9, 3.45, 11)
     figure.savefig(folder.parent / "picture.png", dpi=100, metadata={"Software": None})
     plt.close(figure)
     return [*paths, folder.parent / "picture.png"]

@@ -259,8 +259,13 @@ def first_facts():
 
 
 def noise_facts(noise, sampling):
-    neighbours = noise["neighbours"].values()
+    neighbours, course = noise["neighbours"].values(), field()["noise"]
     return {
+        "course.pairs": count(course["pairs"]),
+        "course.neighbours": error(course["neighbours"], 2),
+        "course.channels": " to ".join(f"{value:.2f}" for value in course["channels"]),
+        "course.input": f"{course['input']:.2f}",
+        "course.variance": f"{course['variance']:.4f}",
         "noise.neighbours": f"{max(abs(value) for value, _ in neighbours):.3f}",
         "noise.neighbours.error": f"{max(value for _, value in neighbours):.3f}",
         "noise.channels.low": f"{min(value for value, _ in noise['channels'].values()):.2f}",
@@ -405,7 +410,7 @@ def original_table(data, known, original):
     lost = " and ".join(minus(f"{mean(data.differences(variant)):.2f}") for variant in (UNET, NOISE2NOISE))
     between = data.differences(NOISE2NOISE, base=UNET)
     return [
-        [f"Noise2Noise net {gap:.2f} dB above U-Net", f"{verdict(between)}: {spread(between, 2, '+')} dB"],
+        [f"Noise2Noise over U-Net: {gap:.2f} dB", f"{verdict(between)}: {spread(between, 2, '+')} dB"],
         [f"both with Adam at {original['lr']}", f"{lost} dB to ours, network and recipe together"],
         ["constant learning rate", to_ours("constant rate")],
         [f"batch {original['batch']}, not 16", to_ours("batch 8")],
@@ -496,7 +501,7 @@ def sweep_facts(data):
     for name, points in rates.items():
         rate, values = max(points, key=lambda point: mean(point[1]))
         result |= {f"sweep.{name}": spread(values), f"sweep.{name}.rate": f"{rate:g}"}
-        result[f"sweep.{name}.edge"] = "an edge" if rate in (points[0][0], points[-1][0]) else "inside"
+        result[f"sweep.{name}.edge"] = "at an edge" if rate in (points[0][0], points[-1][0]) else "inside"
     counts = {len(values) for points in rates.values() for _, values in points}
     result["sweep.seeds"] = "two" if counts == {2} else "one or two" if counts == {1, 2} else "one"
     result["momentum"] = str(next(r["recipe"]["momentum"] for r in data.rows if r["variant"].startswith("momentum ")))

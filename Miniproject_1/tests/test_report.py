@@ -101,7 +101,7 @@ def test_figures_are_vectors_but_for_pictures():
 def test_each_number_of_others_names_its_source():
     field = records.field()
     assert all(row["source"] for row in field["published"])
-    assert all(field[name]["source"] for name in ("eight_thousand", "original"))
+    assert all(field[name]["source"] for name in ("noise", "eight_thousand", "original"))
 
 
 @pytest.mark.parametrize("path", sorted(records.RESULTS.glob("*.jsonl")), ids=lambda path: path.name)
