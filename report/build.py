@@ -52,7 +52,7 @@ ALLOWED_IN_FORMULAE = {"0", "0.5", "1", "2", "3", "4", "5", "10", "32"}  # expon
 
 
 def typed_numbers(source):
-    """Numbers in the text of a Typst source that it does not take from the records, and blanks."""
+    """Numbers in the text of a Typst source that it does not take from the records, blanks, semicolons that vanish."""
     text = re.sub(r"//.*", "", source)
     text = re.sub(r'\b(n|any|rows|picture|sheet|bibliography)\("[^"]*"\)?', "", text)  # names, not shown
     text = re.sub(r"#import.*|`[^`]*`|@[\w-]+|<[\w-]+>|\b[\d.]+fr\b", "", text)
@@ -64,6 +64,7 @@ def typed_numbers(source):
     ]
     text = re.sub(r"\$[^$]*\$", "", text)
     typed += re.findall(r"\d[\d.,]*", text)
+    typed += re.findall(r'\bn\("[^"]*"\);', source)  # the semicolon would end the expression and vanish: \;
     return typed + re.findall(r"\?\?|\bxx\b|(?i:\bto ?do\b|\btbd\b)", text)
 
 

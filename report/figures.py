@@ -173,7 +173,7 @@ def ablations():
     data = records.Trainings(1)
     found = [(label, data.differences(variant)) for variant, label in records.ABLATIONS]
     found.sort(key=lambda entry: records.mean(entry[1]))
-    figure, axis = canvas(1, 1, COLUMN, 3.1)
+    figure, axis = canvas(1, 1, COLUMN, 2.95)
     noise_of_ours = records.deviation(list(data.of("ours").values()))
     axis.axvspan(-noise_of_ours, noise_of_ours, color="#e4e4e4", zorder=0, lw=0)
     for place, (_, values) in enumerate(found):
@@ -189,7 +189,7 @@ def ablations():
 
 def pictures(project="project_1"):
     values = records.measured()["pictures"]["psnr"]
-    figure, axes = canvas(3, 3, COLUMN, 3.0)
+    figure, axes = canvas(3, 3, COLUMN, 2.65)
     for row, place in zip(axes, ("best", "median", "worst"), strict=True):
         for axis, kind in zip(row, ("noisy", project, "clean"), strict=True):
             axis.imshow(plt.imread(PICTURES / f"{place}_{kind}.png"), interpolation="nearest")
@@ -209,7 +209,7 @@ def each(project="1"):
     """Every validation image: dB before and after."""
     scores = records.measured()["scores"]
     before, after = scores["input_of_each"], scores[f"of_each_{project}"]
-    figure, axis = canvas(1, 1, COLUMN, 1.55)
+    figure, axis = canvas(1, 1, COLUMN, 1.4)
     axis.plot(before, after, ".", color=DARK, markersize=2, alpha=0.5)
     ends = [min(before), max(before)]
     axis.plot(ends, ends, color="black", linewidth=0.7, linestyle="--")

@@ -115,7 +115,16 @@ def test_rows_say_how_they_were_made(path):
 
 @pytest.mark.parametrize(
     "text",
-    ["It has 26.02 dB.", "trained in 2022", "$x + 17$", "accuracy of ??", "To do: more", "rates were xx", "n = 3"],
+    [
+        "It has 26.02 dB.",
+        "trained in 2022",
+        "$x + 17$",
+        "accuracy of ??",
+        "To do: more",
+        "rates were xx",
+        "n = 3",
+        '#n("a"); b',
+    ],
 )
 def test_a_typed_number_or_a_blank_is_found(text):
     assert build.typed_numbers(f"= Title\n{text}\n")
