@@ -920,6 +920,8 @@ def save_atomically(content, path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(f"{path} cannot be written; is the disk full? ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 

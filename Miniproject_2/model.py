@@ -1,5 +1,9 @@
 """Noise2Noise denoiser on a small neural-network framework of its own, without autograd.
 
+    model = Model()
+    model.load_pretrained_model()              # or: model.train(noisy_a, noisy_b, epochs=1)
+    clean = model.predict(noisy)               # (N, 3, H, W) in [0, 255], any H x W
+
 Measured on 1,000 validation images in the grader's PSNR (mean over images; the noisy ones have 20.88 dB), on two cores
 of an AMD EPYC (AVX-512) with torch 2.13.0: bestmodel.pth 25.80 dB in a single pass, 25.86 dB with self-ensemble; a
 fresh `Model` after one epoch of 50,000 pairs 25.60 and 25.66 dB, in 115 to 120 s.
@@ -13,26 +17,32 @@ map (or the derivative of its function) written out by hand. The file reads from
     correlate / spread / weight_gradient     the three matrix products of a convolution
     Module ... Sequential                    the blocks, with PyTorch's argument lists
     SGD, Adam, Muon                          the optimisers
-    Trainer, Model                           the denoiser: train, predict, save, load
+    D4, Network, Pairs, PairNoise, Training  the denoiser's parts, named as in project 1
+    Model                                    train, predict, save, load
 
-Shapes: N batch, C image channels, H W image, R map channels, (OH, OW) positions of the window, L = OH * OW,
-(KH, KW) kernel, (SH, SW) stride, G groups, T = KH * KW * C / G terms of a sum. An *image* is the side a window moves
-over, a *map* is the side with one pixel per position: Conv2d goes from image to map, TransposeConv2d from map to image.
+Shapes: N images (B of a batch), C image channels, H W image, R map channels, (OH, OW) positions of the window,
+L = OH * OW, (KH, KW) kernel, (SH, SW) stride, G groups, T = KH * KW * C / G terms of a sum. An *image* is the side a
+window moves over, a *map* is the side with one pixel per position: Conv2d goes from image to map, TransposeConv2d from
+map to image. Inside, pictures are float32 in [0, 1]; outside, [0, 255].
 
 Sources: Noise2Noise (Lehtinen et al. 2018, arXiv:1803.04189); Muon (K. Jordan 2024,
 kellerjordan.github.io/posts/muon); Adam (Kingma & Ba 2015, arXiv:1412.6980); default initialisation as in
-torch.nn (He et al. 2015, arXiv:1502.01852, a = sqrt 5).
+torch.nn (He et al. 2015, arXiv:1502.01852, a = sqrt 5); equivariance (Cohen & Welling, ICML 2016).
 """
 
 import functools
 import hashlib
 import json
 import math
+import operator
 import os
 import random
+import secrets
 import sys
+import warnings
 from array import array
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,27 +52,34 @@ from torch.nn.functional import fold, unfold
 Tensor = type(empty(0))
 FLOAT32 = empty(0).float().dtype  # also where the default dtype is another
 
+MAGIC = b"N2NWGHT2"  # first bytes of a weights file
+PRETRAINED = Path(__file__).resolve().parent / "bestmodel.pth"
+
 
 # --------------------------------------------------------------------------------------------------- settings
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Widths and kernels of the fixed network; part of the header of a weights file."""
+    """Sizes of the fixed network; part of the header of a weights file."""
 
-    colours: int = 3
+    in_channels: int = 3  # of the images
     width: int = 96  # channels at half resolution
     deep_width: int = 192  # channels at a quarter of the resolution
     kernel: int = 4  # of the two stride-2 convolutions; 4 divides evenly by the stride, 3 works as well
     up_kernel: int = 4  # transposed: even, >= 2; nearest: odd
     upsampling: str = "transposed"  # or "nearest": NearestUpsampling(2) followed by Conv2d
+    input_scale: float = 4.0  # pixels enter the network as (x - 0.5) * input_scale, of about unit variance
 
     def __post_init__(self):
+        for field in fields(self):
+            if field.type is int:
+                object.__setattr__(self, field.name, whole_number(getattr(self, field.name), field.name, 1))
         if self.upsampling not in ("transposed", "nearest"):
-            raise ValueError(f"upsampling must be 'transposed' or 'nearest', got {self.upsampling!r}")
-        if self.up_kernel < 1 or self.up_kernel % 2 != (self.upsampling == "nearest"):
+            raise ValueError(f"upsampling must be 'transposed' or 'nearest'; got {self.upsampling!r}")
+        if self.up_kernel % 2 != (self.upsampling == "nearest"):
             parity = "odd" if self.upsampling == "nearest" else "even"
-            raise ValueError(f"up_kernel must be {parity} with {self.upsampling} upsampling, got {self.up_kernel}")
+            raise ValueError(f"up_kernel must be {parity} with {self.upsampling} upsampling; got {self.up_kernel}")
 
     @property
     def equivariant(self):
@@ -74,39 +91,38 @@ class Architecture:
 class Recipe:
     """How `Model.train` learns."""
 
-    input_scale: float = 4.0  # pixels enter the network as (x / 255 - 0.5) * input_scale, about unit variance
-    learning_rate: float = 1.5e-2  # Muon, at the peak, for weights that have seen no pairs
-    reference_pairs: int = 50_000  # after this many pairs seen, the peak of the next call is 1 / sqrt(2) of that
-    momentum: float = 0.95
-    warm_up: float = 0.05  # share of the steps in which the rate climbs to its peak; after it, linear decay to zero
-    batch: int = 32  # images of 32x32; larger images count by their area
-    smallest_batch: int = 4  # short trainings take smaller batches, to have ...
-    wanted_steps: int = 1000  # ... about this many steps
-    average_share: float = 0.05  # the weights are averaged over about this share of the steps
-    crop: int = 64  # pixels; pairs of larger images are cut into random squares of this side
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """How `Model.predict` bounds its memory and its time."""
-
-    chunk_pixels: int = 2**17  # pixels that pass through the network at once, about 1 kB of work space each
-    tile: int = 256  # pixels, a multiple of 4; side of the tiles of images with more than chunk_pixels
-    ensemble_side: int = 64  # pixels; ensemble=None averages images up to this height and width
+    optimiser: str = "muon"  # or "adam", "sgd"
+    lr: float = 1.5e-2  # at the peak, for weights that have seen no pairs
+    momentum: float = 0.95  # of Muon and SGD
+    batch_size: int = 32  # pairs of 32 x 32 a step; larger images: as many as have the same number of pixels
+    min_batch_size: int = 4  # short trainings take smaller batches, to have ...
+    min_steps: int = 1000  # ... about this many steps
+    ema_share: float = 0.05  # share of the steps that the moving average of the weights spans; 0: the last weights
+    swap_pixels: bool | None = None  # swap the two noisy values of half the pixels; None: where `PairNoise` allows it
 
     def __post_init__(self):
-        if self.tile < 4 or self.tile % 4:
-            raise ValueError(f"tile must be a multiple of 4, got {self.tile}")
+        if self.optimiser not in ("muon", "adam", "sgd"):
+            raise ValueError(f"optimiser must be 'muon', 'adam' or 'sgd'; got {self.optimiser!r}")
+        if min(self.batch_size, self.min_batch_size, self.min_steps) < 1 or self.lr < 0 or not 0 <= self.ema_share <= 1:
+            raise ValueError(f"Recipe needs counts of at least 1, an lr >= 0, an ema_share in [0, 1]; got {self}")
+
+
+PATCH = 64  # pixels a side: larger training pairs are learnt from in random patches of this size
+LR_DECAY_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
+CHUNK = 2**17  # pixels predicted at once, about 1 kB of work space each
+TILE = 256  # pixels a side, a multiple of 4: images of more than CHUNK pixels are predicted in tiles
+CHANNELS_ALIKE = 1.5  # largest ratio of their noise at which self-ensembles reverse the channels
+ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 
 
 # ---------------------------------------------------------------------------------- random numbers and checks
 
 
-def uniform(count, generator, device=None):
+def uniform(count, generator, device):
     """(count,) float32 in [0, 1), on `device`, drawn from a `random.Random` and not from torch's global generator.
 
     A counter is hashed twice with 64 bits of key (the integer mixer of T. Mueller, stackoverflow.com/a/12996028), which
-    costs a few vector operations for any count.
+    costs a few vector operations for any count, and gives the same on any device.
     """
     bits = arange(count, device=device)
     for _ in range(2):
@@ -117,25 +133,70 @@ def uniform(count, generator, device=None):
     return (bits >> 8).float().mul_(2.0**-24)
 
 
+def random_mask(shape, device, generator):
+    """True with probability 1/2, bool of the given shape."""
+    return (uniform(math.prod(shape), generator, device) < 0.5).view(shape)
+
+
+def lasting_empty(shape, device=None, dtype=None):
+    """`empty`, but fit for changes everywhere also if the caller is in inference mode.
+
+    A tensor made in inference mode can never be changed outside of it. The mode belongs to a thread, so that a new
+    thread has none.
+    """
+    like = empty(0, device=device, dtype=dtype)  # with the caller's defaults
+    if not like.is_inference():
+        return empty(shape, device=like.device, dtype=like.dtype)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(empty, shape, device=like.device, dtype=like.dtype).result()
+
+
+def lasting(tensor):
+    """A copy made by `lasting_empty`."""
+    return lasting_empty(tensor.shape, tensor.device, tensor.dtype).copy_(tensor.detach())
+
+
+@functools.cache
+def default_device():
+    """CUDA where it runs a kernel of this torch, else the CPU: old cards are there, but have none."""
+    try:
+        empty(1, device="cuda").fill_(1).add_(1).item()
+    except Exception:  # AssertionError without CUDA in this torch, RuntimeError of many kinds with it
+        return "cpu"
+    return "cuda"
+
+
+def whole_number(value, name, smallest):
+    """A plain int of at least `smallest` from anything that counts as one, such as a NumPy integer."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number; got {value!r}")
+    if number < smallest:
+        raise ValueError(f"{name} must be at least {smallest}; got {number}")
+    return number
+
+
 def pair(value, name, smallest):
-    """`value`, an int or a pair of ints that are at least `smallest`, as a pair."""
+    """`value`, a whole number or a pair of them that are at least `smallest`, as a pair."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    whole = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
-    if len(values) != 2 or not whole or min(values) < smallest:
-        raise ValueError(f"{name} must be an int or a pair of ints >= {smallest}, got {value!r}")
-    return values
+    if len(values) != 2:
+        raise ValueError(f"{name} must be a whole number or a pair of them; got {value!r}")
+    return tuple(whole_number(v, name, smallest) for v in values)
 
 
 def check_maps(x, channels, like, block):
     """`x` detached, if it is a (N, channels, H, W) tensor of the dtype and device of the parameter `like`."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{block} takes a tensor, got {type(x).__name__}")
+        raise TypeError(f"{block} takes a tensor; got {type(x).__name__}")
     if x.dim() != 4 or x.shape[1] != channels or not x.shape[0]:
-        raise ValueError(f"{block} takes a (N, {channels}, H, W) tensor of at least one image, got {tuple(x.shape)}")
+        raise ValueError(f"{block} takes a (N, {channels}, H, W) tensor of at least one image; got {tuple(x.shape)}")
     if x.dtype != like.dtype or x.device != like.device:
         raise ValueError(
-            f"{block} has {like.dtype} parameters on {like.device}, got {x.dtype} on {x.device}: "
-            "convert the input, or the block with block.to(dtype or device)"
+            f"{block} has {like.dtype} parameters on {like.device}; got {x.dtype} on {x.device}. "
+            "Convert the input, or the block with block.to(dtype or device)"
         )
     return x.detach()
 
@@ -145,7 +206,7 @@ def check_gradient(gradient, expected, block):
     if expected is None:
         raise RuntimeError(f"{block}.backward needs the input of a forward: call forward first")
     if tuple(gradient.shape) != tuple(expected):
-        raise ValueError(f"{block}.backward takes a gradient of shape {tuple(expected)}, got {tuple(gradient.shape)}")
+        raise ValueError(f"{block}.backward takes a gradient of shape {tuple(expected)}; got {tuple(gradient.shape)}")
     return gradient.detach()
 
 
@@ -271,8 +332,20 @@ def crop_cells(cells, window, shape):
 #     spread:           image = scatter(map W^T)     TransposeConv2d forward, Conv2d gradient of the input
 #     weight_gradient:  W     = P^T map              both
 #
-# They exist more than once. `FastSums` is for speed. The others round like torch.nn.functional on a CPU in
-# float32: any other order of the same sum differs by more than plain `allclose` forgives near zero.
+# They exist twice. `FastSums` is for speed. `ColumnSums` rounds like torch.nn.functional where that can be had: any
+# other order of the same sum differs by more than plain `allclose` forgives near zero. It can be had for one small
+# image. For the rest torch takes the processor's own library, whose order depends on the processor.
+
+
+def product(a, b, start=None):
+    """(G, M, T) times (G, T, Q), plus `start` that broadcasts to it: (G, M, Q) of their dtype.
+
+    In autocast, too: that leaves in-place products alone.
+    """
+    shape = (a.shape[0], a.shape[1], b.shape[2])
+    if start is None:
+        return a.new_empty(shape).baddbmm_(a, b, beta=0)
+    return start.expand(shape).clone().baddbmm_(a, b)
 
 
 def weight_matrix(weight, groups):
@@ -285,46 +358,33 @@ def maps_to_rows(maps, groups):
     return maps.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (groups, -1)).transpose(0, 1)
 
 
-def rows_to_maps(rows, n, positions):
-    """(G, N * L, R / G) -> (N, R, OH, OW) in channels-last memory."""
-    return rows.transpose(0, 1).flatten(1).view(n, *positions, -1).permute(0, 3, 1, 2)
-
-
 class FastSums:
     """One matrix product over the patches of the whole batch; torch does the same for one small channels-last image."""
 
     @staticmethod
     def correlate(unfolded, weight, bias):
-        """An `Unfolded` image -> (N, R, OH, OW)."""
-        groups, patches = unfolded.window.groups, unfolded.patches
-        matrix = weight_matrix(weight, groups)
-        rows = patches.bmm(matrix) if bias is None else bias.view(groups, 1, -1).baddbmm(patches, matrix)
-        return rows_to_maps(rows, unfolded.image.shape[0], unfolded.positions)
+        """An `Unfolded` image -> (N, R, OH, OW) in channels-last memory."""
+        groups = unfolded.window.groups
+        start = None if bias is None else bias.view(groups, 1, -1)
+        rows = product(unfolded.patches, weight_matrix(weight, groups), start)  # (G, N * L, R / G)
+        n = unfolded.image.shape[0]
+        return rows.transpose(0, 1).flatten(1).view(n, *unfolded.positions, -1).permute(0, 3, 1, 2)
 
     @staticmethod
     def spread(maps, weight, window, shape):
         """(N, R, OH, OW) -> (N, C, H, W) = `shape`: the adjoint of `correlate` without bias."""
-        patches = maps_to_rows(maps, window.groups).bmm(weight_matrix(weight, window.groups).mT)
+        patches = product(maps_to_rows(maps, window.groups), weight_matrix(weight, window.groups).mT)
         return scatter_patches(patches, window, maps.shape[2:], shape)
 
     @staticmethod
     def weight_gradient(unfolded, maps):
         """An `Unfolded` image, (N, R, OH, OW) -> (R, C / G, KH, KW): gradient of sum(correlate(image) * maps)."""
-        matrix = maps_to_rows(maps, unfolded.window.groups).mT.bmm(unfolded.patches)  # (G, R / G, T)
-        return FastSums.as_weight(matrix, unfolded.window)
-
-    @staticmethod
-    def bias_gradient(maps):
-        """(N, R, OH, OW) -> (R,): each position adds its gradient to that of the bias."""
-        return maps.sum((0, 2, 3))
-
-    @staticmethod
-    def as_weight(matrix, window):
-        """(G, R / G, T) -> (R, C / G, KH, KW)."""
+        window = unfolded.window
+        matrix = product(maps_to_rows(maps, window.groups).mT, unfolded.patches)  # (G, R / G, T)
         return matrix.unflatten(2, (*window.kernel, -1)).permute(0, 1, 4, 2, 3).flatten(0, 1)
 
 
-class ColumnSums(FastSums):
+class ColumnSums:
     """torch's own im2col convolution, which it uses for one small contiguous image (see `choose_sums`). N and G are 1.
 
     The bias is the accumulator of Conv2d's product, and a separate addition after TransposeConv2d's col2im.
@@ -332,6 +392,7 @@ class ColumnSums(FastSums):
 
     @staticmethod
     def columns(unfolded):
+        """(1, T, L), T in the order of the weight."""
         window = unfolded.window
         rows, columns = window.covered(unfolded.positions)
         padded = pad_channels_last(unfolded.image, window.padding).permute(0, 3, 1, 2)[:, :, :rows, :columns]
@@ -339,15 +400,14 @@ class ColumnSums(FastSums):
 
     @staticmethod
     def correlate(unfolded, weight, bias):
-        columns = ColumnSums.columns(unfolded)  # (1, T, L)
-        matrix = weight.flatten(1).unsqueeze(0)
-        maps = matrix.bmm(columns) if bias is None else bias.view(1, -1, 1).baddbmm(matrix, columns)
+        start = None if bias is None else bias.view(1, -1, 1)
+        maps = product(weight.flatten(1).unsqueeze(0), ColumnSums.columns(unfolded), start)
         return maps.unflatten(2, unfolded.positions)
 
     @staticmethod
     def spread(maps, weight, window, shape):
         covered = window.covered(maps.shape[2:])
-        columns = weight.flatten(1).t().unsqueeze(0).bmm(maps.flatten(2).contiguous())
+        columns = product(weight.flatten(1).t().unsqueeze(0), maps.flatten(2).contiguous())
         image = fold(columns, covered, window.kernel, dilation=window.dilation, stride=window.stride)
         canvas = new_cells(maps, window, maps.shape[2:], shape).flatten(5)  # (1, cells, SH, cells, SW, C)
         canvas.flatten(3, 4).flatten(1, 2)[:, : covered[0], : covered[1]] = image.permute(0, 2, 3, 1)
@@ -355,216 +415,53 @@ class ColumnSums(FastSums):
 
     @staticmethod
     def weight_gradient(unfolded, maps):
-        matrix = maps.flatten(2)[0].mm(ColumnSums.columns(unfolded)[0].t())
+        rows, columns = maps.flatten(2)[0], ColumnSums.columns(unfolded)[0].t()
+        matrix = maps.new_empty(rows.shape[0], columns.shape[1]).addmm_(rows, columns, beta=0)
         return matrix.view(maps.shape[1], -1, *unfolded.window.kernel)
 
 
-class OrderedSums(FastSums):
-    """oneDNN's direct convolutions, which torch uses for everything else on a CPU in float32.
-
-    They add one product after the other, rounding once each (fused multiply-add), in an order of their own: blocks of
-    `BLOCK` channels, then taps, then channels. With AVX2 the sum of Conv2d runs through all blocks and starts from the
-    bias; `WideOrderedSums` has what AVX-512 changes. A matrix product does the same if the terms lie in that order, the
-    bias is a term, the sum is short enough for the library not to split it, and the matrices have at least `SMALLEST`
-    rows and columns. A longer sum is continued by a product whose first terms are the sum so far. others/rounding.py
-    measures how far this holds; it does not for groups of less than eight channels (but for depthwise), stride with
-    dilation towards the image, and kernels of one pixel in a single thread.
-    """
-
-    LONGEST = 192  # terms; the depth to which MKL's AVX2 kernel runs in one go
-    SMALLEST = 16  # below this it changes to kernels with several partial sums
-    STRIP = 64  # outputs that continue a long sum together, each for a term; a multiple of SMALLEST
-    BLOCK = 8  # channels
-
-    @classmethod
-    def correlate(cls, unfolded, weight, bias):
-        window, (oh, ow) = unfolded.window, unfolded.positions
-        (kh, kw), (sh, sw), (dh, dw), groups = window.kernel, window.stride, window.dilation, window.groups
-        padded = pad_channels_last(unfolded.image, window.padding).unflatten(3, (groups, -1))
-        weight = weight.unflatten(0, (groups, -1))  # (G, R / G, C / G, KH, KW)
-        windows, taps = [], []
-        for block in cls.blocks(weight.shape[2]):
-            for i in range(kh):
-                for j in range(kw):
-                    rows = slice(i * dh, i * dh + (oh - 1) * sh + 1, sh)
-                    columns = slice(j * dw, j * dw + (ow - 1) * sw + 1, sw)
-                    windows.append(padded[:, rows, columns, :, block])
-                    taps.append(weight[:, :, block, i, j])
-        return cls.with_bias(windows, taps, bias, kh * kw).permute(0, 3, 1, 2)
-
-    @classmethod
-    def with_bias(cls, windows, taps, bias, positions):
-        """The product of windows and taps, `positions` of them a block of channels, plus the bias."""
-        if bias is not None:
-            one, groups = windows[0][..., :1], windows[0].shape[3]
-            windows, taps = [one.new_ones(one.shape), *windows], [bias.view(groups, -1, 1), *taps]
-        return cls.product(windows, taps)
-
-    @classmethod
-    def spread(cls, maps, weight, window, shape):
-        """Each of the SH * SW places of a cell is a dense sum over channels and the taps that reach it."""
-        (kh, kw), (sh, sw), (dh, dw), groups = window.kernel, window.stride, window.dilation, window.groups
-        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2)  # (G, C / G, R / G, KH, KW)
-        cells = new_cells(maps, window, maps.shape[2:], shape)
-        _, down, _, across, *_ = cells.shape
-        above, left = (kh - 1) * dh // sh, (kw - 1) * dw // sw  # cells from the first tap to the last
-        h, w = maps.shape[2:]
-        margins = (above, max(down - h, 0), left, max(across - w, 0))
-        padded = pad_channels_last(maps, margins).unflatten(3, (groups, -1))
-        for y in range(sh):
-            rows = [i for i in range(kh) if i * dh % sh == y]
-            for x in range(sw):
-                columns = [j for j in range(kw) if j * dw % sw == x]
-                for terms in cls.partial_sums(rows, columns, weight.shape[2], window, shape[3]):
-                    windows, taps = [], []
-                    for block, i, j in terms:
-                        top, start = above - i * dh // sh, left - j * dw // sw
-                        windows.append(padded[:, top : top + down, start : start + across, :, block])
-                        taps.append(weight[:, :, block, i, j])
-                    part = cls.product(windows, taps)
-                    cells[:, :, y, :, x].add_(part.unflatten(3, (groups, -1)))
-        return crop_cells(cells, window, shape)
-
-    @classmethod
-    def partial_sums(cls, rows, columns, channels, window, width):
-        """The (channels, row, column) terms at one place of a cell, in runs that oneDNN sums separately.
-
-        At stride 1 a run has `blocks_of_a_run` blocks of channels; otherwise it has one column of taps if the
-        stride divides the width of the image, and all taps if not.
-        """
-        if not rows or not columns:
-            return []
-        if window.stride == (1, 1):
-            blocks, run = cls.blocks(channels), cls.blocks_of_a_run(width)
-            runs = [blocks[first : first + run] for first in range(0, len(blocks), run)]
-            return [[(block, i, j) for block in blocks for i in rows for j in columns] for blocks in runs]
-        if width % window.stride[1] == 0:
-            return [[(slice(None), i, j) for i in rows] for j in columns]
-        return [[(slice(None), i, j) for i in rows for j in columns]]
-
-    @classmethod
-    def blocks(cls, channels):
-        """Slices of `BLOCK` channels."""
-        return [slice(first, first + cls.BLOCK) for first in range(0, channels, cls.BLOCK)]
-
-    @staticmethod
-    def blocks_of_a_run(width):
-        """How many blocks of channels are summed in one go at stride 1, for an image so wide."""
-        return 4 if width < 15 else 2
-
-    @staticmethod
-    def weight_gradient(unfolded, maps):
-        """The sum over images, rows and columns in that order, as oneDNN has it in one thread.
-
-        With more threads it may sum halves of the batch apart, which cannot be seen from here.
-        """
-        rows = maps_to_rows(maps, unfolded.window.groups)
-        matrix = OrderedSums.padded_product(unfolded.patches.mT, rows)  # (G, T, R / G)
-        return FastSums.as_weight(matrix.mT, unfolded.window)
-
-    @staticmethod
-    def bias_gradient(maps):
-        ones = maps.new_ones(1, 1, maps[:, 0].numel())
-        return OrderedSums.padded_product(ones, maps_to_rows(maps, 1)).view(-1)
-
-    @staticmethod
-    def product(windows, taps):
-        """Sum over list and last axis: (N, OH, OW, G, B) and (G, Q, B) -> (N, OH, OW, G * Q)."""
-        a, b = cat(windows, 4), cat(taps, 2)
-        n, oh, ow, groups, terms = a.shape
-        rows = OrderedSums.padded_product(a.permute(3, 0, 1, 2, 4).reshape(groups, -1, terms), b.mT)
-        return rows.transpose(0, 1).reshape(n, oh, ow, -1)
-
-    @staticmethod
-    def padded_product(a, b):
-        """(G, M, T), (G, T, Q) -> (G, M, Q), of matrices large enough for sums in sequence."""
-        groups, count, terms = a.shape
-        outputs, smallest = b.shape[2], OrderedSums.SMALLEST
-        if count < smallest:
-            a = cat([a, a.new_zeros(groups, smallest - count, terms)], 1)
-        if outputs % smallest:
-            b = cat([b, b.new_zeros(groups, terms, -outputs % smallest)], 2)
-        strips = [OrderedSums.in_sequence(a, strip) for strip in b.split(OrderedSums.STRIP, 2)]
-        return cat(strips, 2)[:, :count, :outputs]
-
-    @staticmethod
-    def in_sequence(a, b):
-        """(G, M, T), (G, T, Q) -> (G, M, Q), the terms of each sum one after the other."""
-        groups, terms, outputs = b.shape
-        longest = OrderedSums.LONGEST
-        rows = a[:, :, :longest].bmm(b[:, :longest])
-        if terms > longest:
-            carry = (arange(outputs).view(-1, 1) == arange(outputs)).to(b).expand(groups, -1, -1)
-            for start in range(longest, terms, longest - outputs):
-                end = start + longest - outputs
-                rows = cat([rows, a[:, :, start:end]], 2).bmm(cat([carry, b[:, start:end]], 1))
-        return rows
-
-
-class WideOrderedSums(OrderedSums):
-    """The same with AVX-512: each block of channels is a sum of its own, and the bias is added to the first.
-
-    Kernels of one pixel and depthwise ones run through all their terms from the bias, as with AVX2.
-    """
-
-    BLOCK = 16
-
-    @classmethod
-    def with_bias(cls, windows, taps, bias, positions):
-        depthwise = windows[0].shape[3] > 1 and windows[0].shape[4] == 1
-        if positions == 1 or depthwise:
-            return super().with_bias(windows, taps, bias, positions)
-        total = cls.product(windows[:positions], taps[:positions])
-        if bias is not None:
-            total.add_(bias)
-        for first in range(positions, len(taps), positions):
-            total.add_(cls.product(windows[first : first + positions], taps[first : first + positions]))
-        return total
-
-    @staticmethod
-    def blocks_of_a_run(width):
-        return 1
-
-
-@functools.cache
-def has_avx512():
-    """Whether oneDNN takes its AVX-512 code on this processor. Only Linux has the file that tells; else AVX2 it is."""
-    processor = Path("/proc/cpuinfo")
-    flags = processor.read_text().split() if processor.exists() else []
-    return {"avx512f", "avx512bw", "avx512dq", "avx512vl"}.issubset(flags)
-
-
 def choose_sums(x, weight, groups):
-    """The class of sums that rounds like torch does for a layer with the input `x`.
-
-    torch (aten/src/ATen/native/Convolution.cpp, use_mkldnn) gives one small image and a small kernel to its
-    own im2col code, one for each memory format, and all else in float32 on a CPU to oneDNN.
-    """
-    if x.device.type != "cpu" or str(x.dtype) != "torch.float32":
-        return FastSums
+    """`ColumnSums` where torch takes its own im2col code for the input `x` (aten/src/ATen/native/Convolution.cpp,
+    use_mkldnn): on a CPU in float32, one small contiguous image and a small kernel. Else `FastSums`."""
     kh, kw = weight.shape[2:]
-    to_onednn = groups > 1 or (kh > 3 and kw > 3) or x.shape[0] > 1 or x.numel() > 20480
-    if not to_onednn:
-        return ColumnSums if x.is_contiguous() or x.stride(1) != 1 else FastSums
-    return WideOrderedSums if has_avx512() else OrderedSums
+    small = x.shape[0] == groups == 1 and x.numel() <= 20480 and min(kh, kw) <= 3
+    on_cpu = x.device.type == "cpu" and x.dtype == FLOAT32
+    return ColumnSums if small and on_cpu and (x.is_contiguous() or x.stride(1) != 1) else FastSums
 
 
 # ----------------------------------------------------------------------------------------------------- blocks
 
 
 class Module:
-    """A block. `forward` keeps what `backward` needs; `backward` returns the gradient of the input.
+    """A block. Subclasses give `run`, `backward` and, with parameters, `param`.
 
-    `backward` adds the gradients of the parameters to those in `param()`. It belongs to the last `forward`;
-    called twice, it adds twice. What went into a `forward` and came out of it must not be changed in place before that,
-    but by the `inplace` of a following block. Outputs never require grad, whatever the global grad mode and the inputs.
+    `forward` keeps what `backward` needs; `backward` returns the gradient of the input and adds the gradients of the
+    parameters to those in `param()`. It belongs to the last `forward`; called twice, it adds twice. What went into a
+    `forward` and came out of it must not be changed in place before that, but by the `inplace` of a following block.
+    Outputs never require grad, whatever the global grad mode and the inputs.
+
+    `apply` gives the same output and keeps nothing, so that threads can share the block.
     """
 
-    def forward(self, *input):
+    _kept = None
+
+    def run(self, *input):
+        """The output, and what `backward` needs; the block stays as it is."""
         raise NotImplementedError
+
+    def forward(self, *input):
+        output, self._kept = self.run(*input)
+        return output
+
+    def apply(self, *input):
+        return self.run(*input)[0]
 
     def backward(self, *gradwrtoutput):
         raise NotImplementedError
+
+    def forget(self):
+        """Give back the memory of what the last `forward` kept."""
+        self._kept = None
 
     def param(self):
         """List of (parameter, gradient) pairs. The tensors are the same objects for the life of the block."""
@@ -576,7 +473,7 @@ class Module:
     def to(self, *target):
         """Move or convert parameters and gradients in place, to a device, a dtype, or those of a tensor."""
         for parameter, gradient in self.param():
-            parameter.data, gradient.data = parameter.data.to(*target), gradient.data.to(*target)
+            parameter.data, gradient.data = lasting(parameter.data.to(*target)), lasting(gradient.data.to(*target))
         return self
 
 
@@ -585,19 +482,15 @@ class Convolution(Module):
 
     `weight` and `bias` may be copied into or assigned. Assigning copies the values, so that optimisers made before keep
     working; after it has changed the dtype or the device, make them anew. `weight_grad` and `bias_grad` are the
-    gradients.
-
-    `torch_rounding` (default True): on a CPU in float32, add in torch's order where it can be had
-    (`OrderedSums`, `ColumnSums`), at some cost in speed. Set it to False for the fastest way.
+    gradients. Further options of both: `generator`, see `reset_parameters`; `device` and `dtype`, torch's defaults if
+    not given.
     """
 
-    torch_rounding = True
-
-    def __init__(self, weight_shape, outputs, bias, generator):
-        self._weight = empty(weight_shape)
-        self._bias = empty(outputs) if bias else None
-        self.weight_grad = self._weight.new_zeros(weight_shape)
-        self.bias_grad = self._bias.new_zeros(outputs) if bias else None
+    def __init__(self, weight_shape, outputs, bias, *, generator=None, device=None, dtype=None):
+        self._weight = lasting_empty(weight_shape, device, dtype)
+        self._bias = lasting_empty((outputs,), device, dtype) if bias else None
+        self.weight_grad = lasting_empty(weight_shape, device, dtype).zero_()
+        self.bias_grad = lasting_empty((outputs,), device, dtype).zero_() if bias else None
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator=None):
@@ -638,32 +531,36 @@ class Convolution(Module):
         return pairs if self._bias is not None else pairs[:1]
 
     def sums(self, x):
-        return choose_sums(x, self._weight, self.window.groups) if self.torch_rounding else FastSums
+        return choose_sums(x, self._weight, self.window.groups)
 
 
 def assign(parameter, gradient, value, name):
     """Give `parameter` the values, dtype and device of `value`, and its gradient the latter two."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
     if value.shape != parameter.shape:
-        raise ValueError(f"{name} has shape {tuple(parameter.shape)}, got {tuple(value.shape)}")
-    parameter.data = value.new_empty(value.shape).copy_(value.detach())
-    gradient.data = gradient.data.to(parameter.data)
+        raise ValueError(f"{name} has shape {tuple(parameter.shape)}; got {tuple(value.shape)}")
+    parameter.data = lasting(value)
+    gradient.data = lasting(gradient.data.to(parameter.data))
 
 
 def in_format_of(x, result):
     """`result` in the memory format of `x`, channels-last or contiguous, as torch does it."""
-    if x.is_contiguous() or x.stride(1) != 1:
-        return result.contiguous()
-    return result.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return result.contiguous() if x.is_contiguous() or x.stride(1) != 1 else channels_last(result)
 
 
-def check_counts(groups, **channels):
-    for name, count in {"groups": groups, **channels}.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"{name} must be an int >= 1, got {count!r}")
-        if count % groups:
-            raise ValueError(f"{name} must be a multiple of groups, got {count} and groups={groups}")
+def channels_last(images):
+    """(N, C, H, W) as it is, in memory (N, H, W, C)."""
+    return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def check_counts(groups, in_channels, out_channels):
+    """The three as plain ints."""
+    groups = whole_number(groups, "groups", 1)
+    counts = whole_number(in_channels, "in_channels", 1), whole_number(out_channels, "out_channels", 1)
+    if any(count % groups for count in counts):
+        raise ValueError(f"in_channels and out_channels must be a multiple of groups; got {counts} and groups={groups}")
+    return groups, *counts
 
 
 class Conv2d(Convolution):
@@ -676,57 +573,47 @@ class Conv2d(Convolution):
     """
 
     def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
-        groups=1,
-        bias=True,
-        *,
-        generator=None,
+        self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True, **options
     ):
-        check_counts(groups, in_channels=in_channels, out_channels=out_channels)
+        groups, self.in_channels, out_channels = check_counts(groups, in_channels, out_channels)
         kernel, stride = pair(kernel_size, "kernel_size", 1), pair(stride, "stride", 1)
         dilation = pair(dilation, "dilation", 1)
-        self.in_channels = in_channels
         self.window = Window(kernel, stride, self.zeros_around(padding, kernel, stride, dilation), dilation, groups)
-        super().__init__((out_channels, in_channels // groups, *kernel), out_channels, bias, generator)
-        self._input = self._shape = None
+        shape = (out_channels, self.in_channels // groups, *kernel)
+        super().__init__(shape, out_channels, bias, **options)
 
     @staticmethod
     def zeros_around(padding, kernel, stride, dilation):
         """(above, below, left, right); the larger half of an odd "same" padding goes below and right."""
         if padding == "same":
             if stride != (1, 1):
-                raise ValueError(f"padding='same' needs stride 1, got {stride}")
+                raise ValueError(f"padding='same' needs stride 1; got {stride}")
             totals = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
             return tuple(side for total in totals for side in (total // 2, total - total // 2))
         if isinstance(padding, str) and padding != "valid":
-            raise ValueError(f"padding must be an int, a pair, 'same' or 'valid', got {padding!r}")
+            raise ValueError(f"padding must be an int, a pair, 'same' or 'valid'; got {padding!r}")
         vertical, horizontal = (0, 0) if padding == "valid" else pair(padding, "padding", 0)
         return (vertical, vertical, horizontal, horizontal)
 
-    def forward(self, x):
+    def run(self, x):
         x = check_maps(x, self.in_channels, self._weight, "Conv2d")
         positions = self.window.positions(x.shape[2:])
         if min(positions) < 1:
             raise ValueError(f"the window of {self.window} is larger than the padded image of {tuple(x.shape)}")
-        self._input, self._shape = Unfolded(x, self.window, positions), (x.shape[0], self._weight.shape[0], *positions)
+        unfolded = Unfolded(x, self.window, positions)
         bias = None if self._bias is None else self._bias.detach()
-        return in_format_of(x, self.sums(x).correlate(self._input, self._weight.detach(), bias))
+        return in_format_of(x, self.sums(x).correlate(unfolded, self._weight.detach(), bias)), unfolded
 
     def backward(self, gradwrtoutput):
         """map = P W + b: dW = P^T dmap, db = sum(dmap), dimage = scatter(dmap W^T)."""
-        gradient = check_gradient(gradwrtoutput, self._shape, "Conv2d")
-        x = self._input.image
-        sums = self.sums(x)
-        self.weight_grad.add_(sums.weight_gradient(self._input, gradient))
+        unfolded = self._kept
+        expected = unfolded and (unfolded.image.shape[0], self._weight.shape[0], *unfolded.positions)
+        gradient = check_gradient(gradwrtoutput, expected, "Conv2d")
+        x = unfolded.image
+        self.weight_grad.add_(self.sums(x).weight_gradient(unfolded, gradient))
         if self._bias is not None:
-            self.bias_grad.add_(sums.bias_gradient(gradient))
-        return in_format_of(gradient, sums.spread(gradient, self._weight.detach(), self.window, x.shape))
+            self.bias_grad.add_(gradient.sum((0, 2, 3)))
+        return in_format_of(gradient, self.sums(x).spread(gradient, self._weight.detach(), self.window, x.shape))
 
 
 class TransposeConv2d(Convolution):
@@ -748,42 +635,40 @@ class TransposeConv2d(Convolution):
         groups=1,
         bias=True,
         dilation=1,
-        *,
-        generator=None,
+        **options,
     ):
-        check_counts(groups, in_channels=in_channels, out_channels=out_channels)
+        groups, self.in_channels, self.out_channels = check_counts(groups, in_channels, out_channels)
         kernel, stride = pair(kernel_size, "kernel_size", 1), pair(stride, "stride", 1)
         dilation, (vertical, horizontal) = pair(dilation, "dilation", 1), pair(padding, "padding", 0)
         self.output_padding = pair(output_padding, "output_padding", 0)
         if any(o >= max(s, d) for o, s, d in zip(self.output_padding, stride, dilation, strict=True)):
             raise ValueError(
-                "output_padding must be smaller than stride or dilation, "
+                "output_padding must be smaller than stride or dilation; "
                 f"got {self.output_padding}, {stride} and {dilation}"
             )
-        self.in_channels, self.out_channels = in_channels, out_channels
         self.window = Window(kernel, stride, (vertical, vertical, horizontal, horizontal), dilation, groups)
-        super().__init__((in_channels, out_channels // groups, *kernel), out_channels, bias, generator)
-        self._input = self._shape = None
+        shape = (self.in_channels, self.out_channels // groups, *kernel)
+        super().__init__(shape, self.out_channels, bias, **options)
 
-    def forward(self, x):
+    def run(self, x):
         x = check_maps(x, self.in_channels, self._weight, "TransposeConv2d")
         covered, padding = self.window.covered(x.shape[2:]), self.window.padding
         size = tuple(c - 2 * p + o for c, p, o in zip(covered, padding[::2], self.output_padding, strict=True))
         if min(size) < 1 or x.shape[2] * x.shape[3] == 0:
             raise ValueError(f"the padding of {self.window} leaves nothing of the output for {tuple(x.shape)}")
-        self._input, self._shape = x, (x.shape[0], self.out_channels, *size)
-        y = self.sums(x).spread(x, self._weight.detach(), self.window, self._shape)
-        return in_format_of(x, y if self._bias is None else y.add(self._bias.detach().view(-1, 1, 1)))
+        shape = (x.shape[0], self.out_channels, *size)
+        y = self.sums(x).spread(x, self._weight.detach(), self.window, shape)
+        return in_format_of(x, y if self._bias is None else y.add(self._bias.detach().view(-1, 1, 1))), (x, shape)
 
     def backward(self, gradwrtoutput):
         """image = scatter(map W^T) + b: dW = dP^T map, db = sum(dimage), dmap = dP W; dP = gather(dimage)."""
-        gradient = check_gradient(gradwrtoutput, self._shape, "TransposeConv2d")
-        x = self._input
-        sums, unfolded = self.sums(x), Unfolded(gradient, self.window, x.shape[2:])
-        self.weight_grad.add_(sums.weight_gradient(unfolded, x))
+        x, shape = self._kept or (None, None)
+        gradient = check_gradient(gradwrtoutput, shape, "TransposeConv2d")
+        unfolded = Unfolded(gradient, self.window, x.shape[2:])
+        self.weight_grad.add_(self.sums(x).weight_gradient(unfolded, x))
         if self._bias is not None:
-            self.bias_grad.add_(sums.bias_gradient(gradient))
-        return in_format_of(gradient, sums.correlate(unfolded, self._weight.detach(), None))
+            self.bias_grad.add_(gradient.sum((0, 2, 3)))
+        return in_format_of(gradient, self.sums(x).correlate(unfolded, self._weight.detach(), None))
 
 
 class NearestUpsampling(Module):
@@ -796,92 +681,55 @@ class NearestUpsampling(Module):
         if isinstance(scale_factor, float) and scale_factor.is_integer():
             scale_factor = int(scale_factor)
         self.scale = pair(scale_factor, "scale_factor", 1)
-        self._shape = None
 
-    def forward(self, x):
+    def run(self, x):
         if x.dim() != 4:
-            raise ValueError(f"NearestUpsampling takes a (N, C, H, W) tensor, got {tuple(x.shape)}")
+            raise ValueError(f"NearestUpsampling takes a (N, C, H, W) tensor; got {tuple(x.shape)}")
         n, c, h, w = x.shape
         sh, sw = self.scale
-        self._shape = (n, c, h * sh, w * sw)
         pixels = x.detach().permute(0, 2, 3, 1)
         repeated = pixels.view(n, h, 1, w, 1, c).expand(n, h, sh, w, sw, c).reshape(n, h * sh, w * sw, c)
-        return in_format_of(x, repeated.permute(0, 3, 1, 2))
+        return in_format_of(x, repeated.permute(0, 3, 1, 2)), (n, c, h * sh, w * sw)
 
     def backward(self, gradwrtoutput):
         """Every copy sends its gradient back to the one pixel it came from."""
-        gradient = check_gradient(gradwrtoutput, self._shape, "NearestUpsampling")
+        gradient = check_gradient(gradwrtoutput, self._kept, "NearestUpsampling")
         sh, sw = self.scale
         cells = gradient.unflatten(3, (-1, sw)).unflatten(2, (-1, sh))  # (N, C, H, SH, W, SW)
         return sum(cells[:, :, :, i, :, j] for i in range(sh) for j in range(sw))
 
 
-class Elementwise(Module):
-    """A function of each element: subclasses give `function(x)` and `derivative(kept, gradient)`."""
-
-    def __init__(self):
-        self._kept = None
-
-    def forward(self, x):
-        y = self.function(x.detach())
-        self._kept = self.kept(x.detach(), y)
-        return y
-
-    def backward(self, gradwrtoutput):
-        shape = None if self._kept is None else self._kept.shape
-        return self.derivative(self._kept, check_gradient(gradwrtoutput, shape, type(self).__name__))
-
-    def kept(self, x, y):
-        """What the derivative is written in: the output, where that is possible."""
-        return y
-
-
-class ReLU(Elementwise):
+class ReLU(Module):
     """max(x, 0), any shape and floating dtype. With `inplace` the input itself is overwritten."""
 
     def __init__(self, inplace=False):
-        super().__init__()
         self.inplace = inplace
 
-    def function(self, x):
-        return x.relu_() if self.inplace else x.relu()
+    def run(self, x):
+        y = x.detach().relu_() if self.inplace else x.detach().relu()
+        return y, y
 
-    def derivative(self, y, gradient):
+    def backward(self, gradwrtoutput):
         """1 where the output is positive, else 0, also at 0. Its sign is that mask, 20 times as fast as masked_fill.
 
         Unlike torch's, a gradient that is not finite gives NaN there.
         """
+        y = self._kept
+        gradient = check_gradient(gradwrtoutput, None if y is None else y.shape, "ReLU")
         return y.sign().mul_(gradient)
 
 
-class LeakyReLU(Elementwise):
-    """x where x > 0, else negative_slope * x, any shape and floating dtype."""
-
-    def __init__(self, negative_slope=0.01, inplace=False):
-        super().__init__()
-        self.negative_slope = negative_slope
-        self.inplace = inplace
-
-    def function(self, x):
-        self._positive = x > 0
-        y = x.where(self._positive, x * self.negative_slope)
-        return x.copy_(y) if self.inplace else y
-
-    def kept(self, x, y):
-        return self._positive
-
-    def derivative(self, positive, gradient):
-        return gradient.where(positive, gradient * self.negative_slope)
-
-
-class Sigmoid(Elementwise):
+class Sigmoid(Module):
     """1 / (1 + exp(-x)), any shape and floating dtype, without overflow."""
 
-    def function(self, x):
-        return x.sigmoid()
+    def run(self, x):
+        y = x.detach().sigmoid()
+        return y, y
 
-    def derivative(self, y, gradient):
+    def backward(self, gradwrtoutput):
         """sigma' = sigma (1 - sigma)."""
+        y = self._kept
+        gradient = check_gradient(gradwrtoutput, None if y is None else y.shape, "Sigmoid")
         return gradient * (1 - y) * y
 
 
@@ -891,24 +739,21 @@ class MSE(Module):
     `backward()` is the gradient by the prediction.
     """
 
-    def __init__(self):
-        self._difference = None
-
-    def forward(self, prediction, target):
+    def run(self, prediction, target):
         if prediction.shape != target.shape or not prediction.numel():
             raise ValueError(
-                f"MSE takes two equal shapes with elements, got {tuple(prediction.shape)} and {tuple(target.shape)}"
+                f"MSE takes two equal shapes with elements; got {tuple(prediction.shape)} and {tuple(target.shape)}"
             )
-        self._difference = prediction.detach() - target.detach()
-        return self._difference.square().mean()
+        difference = prediction.detach() - target.detach()
+        return difference.square().mean(), difference
 
     def backward(self, gradwrtoutput=1.0):
         """2 (prediction - target) / numel, times the gradient of the loss itself."""
-        if self._difference is None:
+        if self._kept is None:
             raise RuntimeError("MSE.backward needs the tensors of a forward: call forward first")
         if isinstance(gradwrtoutput, Tensor):
             gradwrtoutput = check_gradient(gradwrtoutput, (), "MSE")
-        return self._difference * (2 / self._difference.numel()) * gradwrtoutput
+        return self._kept * (2 / self._kept.numel()) * gradwrtoutput
 
 
 class Sequential(Module):
@@ -929,13 +774,22 @@ class Sequential(Module):
 
     def forward(self, *input):
         for module in self.modules:
-            input = (module(*input),)
+            input = (module.forward(*input),)
+        return input[0]
+
+    def apply(self, *input):
+        for module in self.modules:
+            input = (module.apply(*input),)
         return input[0]
 
     def backward(self, *gradwrtoutput):
         for module in reversed(self.modules):
             gradwrtoutput = (module.backward(*gradwrtoutput),)
         return gradwrtoutput[0]
+
+    def forget(self):
+        for module in self.modules:
+            module.forget()
 
     def param(self):
         return [pair for module in self.modules for pair in module.param()]
@@ -952,12 +806,12 @@ class Optimiser:
         if not self.params or not all(isinstance(entry, tuple) and len(entry) == 2 for entry in self.params):
             raise ValueError("an optimiser takes a non-empty list of (parameter, gradient) pairs: module.param()")
         if lr < 0:
-            raise ValueError(f"lr must be >= 0, got {lr}")
-        self.lr = lr
+            raise ValueError(f"lr must be >= 0; got {lr}")
+        self.lr, self.steps = lr, 0
 
     def _zeros(self):
         """One tensor like each gradient."""
-        return [gradient.detach().new_zeros(gradient.shape) for _, gradient in self.params]
+        return [lasting(gradient).zero_() for _, gradient in self.params]
 
     def zero_grad(self):
         for _, gradient in self.params:
@@ -965,6 +819,23 @@ class Optimiser:
 
     def step(self):
         raise NotImplementedError
+
+    def moments(self):
+        """The tensors that the next step depends on, beside parameters and gradients."""
+        raise NotImplementedError
+
+    def state_dict(self):
+        return {"steps": self.steps, "moments": self.moments()}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+        copy_all(self.moments(), state["moments"])
+
+
+def copy_all(targets, sources):
+    """Write each source into its target."""
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
 
 
 class SGD(Optimiser):
@@ -976,57 +847,43 @@ class SGD(Optimiser):
             raise ValueError("nesterov needs a momentum > 0 and no dampening")
         self.momentum, self.dampening = momentum, dampening
         self.weight_decay, self.nesterov = weight_decay, nesterov
-        self._velocity = [None] * len(self.params)
+        self._velocities = self._zeros() if momentum else []
+
+    def moments(self):
+        return self._velocities
 
     def step(self):
+        damped = 1 if not self.steps else 1 - self.dampening  # the first gradient counts in full
+        self.steps += 1
         for index, (parameter, gradient) in enumerate(self.params):
             parameter, gradient = parameter.detach(), gradient.detach()
             if self.weight_decay:
                 gradient = gradient.add(parameter, alpha=self.weight_decay)
             if self.momentum:
-                if self._velocity[index] is None:
-                    self._velocity[index] = gradient.clone()
-                else:
-                    self._velocity[index].mul_(self.momentum).add_(gradient, alpha=1 - self.dampening)
-                velocity = self._velocity[index]
+                velocity = self._velocities[index].mul_(self.momentum).add_(gradient, alpha=damped)
                 gradient = gradient.add(velocity, alpha=self.momentum) if self.nesterov else velocity
             parameter.sub_(gradient, alpha=self.lr)
 
 
 class Adam(Optimiser):
-    """Adam (Kingma & Ba 2015, algorithm 1): torch.optim.Adam, same arguments, same steps."""
+    """Adam (Kingma & Ba 2015, algorithm 1): torch.optim.Adam without weight decay and amsgrad, same steps."""
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False):
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
         super().__init__(params, lr)
-        self.betas, self.eps, self.weight_decay, self.amsgrad = betas, eps, weight_decay, amsgrad
-        self._steps = 0
-        self._mean, self._square = self._zeros(), self._zeros()
-        self._largest = self._zeros() if amsgrad else None
+        self.betas, self.eps = betas, eps
+        self._means, self._squares = self._zeros(), self._zeros()
 
-    def state(self):
-        """What the next step depends on beside parameters and gradients, for `load_state`."""
-        return {"steps": self._steps, "moments": self._moments()}
-
-    def load_state(self, state):
-        self._steps = state["steps"]
-        copy_all(self._moments(), state["moments"])
-
-    def _moments(self):
-        return self._mean + self._square + (self._largest or [])
+    def moments(self):
+        return self._means + self._squares
 
     def step(self):
-        self._steps += 1
+        self.steps += 1
         beta1, beta2 = self.betas
-        bias1, bias2 = 1 - beta1**self._steps, 1 - beta2**self._steps
-        for index, (parameter, gradient) in enumerate(self.params):
+        bias1, bias2 = 1 - beta1**self.steps, 1 - beta2**self.steps
+        for (parameter, gradient), mean, square in zip(self.params, self._means, self._squares, strict=True):
             parameter, gradient = parameter.detach(), gradient.detach()
-            if self.weight_decay:
-                gradient = gradient.add(parameter, alpha=self.weight_decay)
-            mean, square = self._mean[index], self._square[index]
             mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
             square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            if self.amsgrad:
-                square = self._largest[index].copy_(self._largest[index].maximum(square))
             scale = square.sqrt().div_(math.sqrt(bias2)).add_(self.eps)
             parameter.addcdiv_(mean, scale, value=-self.lr / bias1)
 
@@ -1037,27 +894,12 @@ class Muon(Optimiser):
     A convolution's weight (R, C / G, KH, KW) is the matrix (R, C / G * KH * KW); its step is the Nesterov
     momentum with all its singular values brought near 1, times sqrt(max(1, rows / columns)). Parameters of
     one dimension (biases) have no such norm and take Adam's step (betas 0.9, 0.95) at `vector_lr` times the
-    rate. Weight decay is decoupled and skips them.
+    rate.
     """
 
-    COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-
-    def __init__(
-        self,
-        params,
-        lr=1e-3,
-        weight_decay=0.0,
-        momentum=0.95,
-        nesterov=True,
-        eps=1e-7,
-        ns_steps=5,
-        vector_lr=0.2,
-    ):
+    def __init__(self, params, lr=1e-3, momentum=0.95, vector_lr=0.2):
         super().__init__(params, lr)
-        if ns_steps < 1:
-            raise ValueError(f"ns_steps must be >= 1, got {ns_steps}")
-        self.weight_decay, self.momentum, self.nesterov = weight_decay, momentum, nesterov
-        self.eps, self.ns_steps, self.vector_lr = eps, ns_steps, vector_lr
+        self.momentum, self.vector_lr = momentum, vector_lr
         vectors = [entry for entry in self.params if entry[0].dim() < 2]
         self._vectors = Adam(vectors, lr, (0.9, 0.95)) if vectors else None
         self._stacks = {}  # parameters of one matrix shape, orthogonalised in one batch
@@ -1066,223 +908,113 @@ class Muon(Optimiser):
                 entry = (parameter, gradient, zeros)
                 self._stacks.setdefault(parameter.detach().flatten(1).shape, []).append(entry)
 
-    def state(self):
-        """What the next step depends on beside parameters and gradients, for `load_state`."""
-        return {"velocities": self._velocities(), "vectors": self._vectors.state() if self._vectors else None}
+    def moments(self):
+        velocities = [velocity for entries in self._stacks.values() for _, _, velocity in entries]
+        return velocities + (self._vectors.moments() if self._vectors else [])
 
-    def load_state(self, state):
-        copy_all(self._velocities(), state["velocities"])
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
         if self._vectors:
-            self._vectors.load_state(state["vectors"])
-
-    def _velocities(self):
-        return [velocity for entries in self._stacks.values() for _, _, velocity in entries]
+            self._vectors.steps = self.steps
 
     def step(self):
-        if self._vectors is not None:
+        self.steps += 1
+        if self._vectors:
             self._vectors.lr = self.lr * self.vector_lr
             self._vectors.step()
         for (rows, columns), entries in self._stacks.items():
             steps = []
             for _, gradient, velocity in entries:
                 gradient = gradient.detach()
-                velocity.mul_(self.momentum).add_(gradient, alpha=1 - self.momentum)
-                step = gradient.lerp(velocity, self.momentum) if self.nesterov else velocity
-                steps.append(step.reshape(1, rows, columns))
-            steps = orthogonalise(cat(steps), self.ns_steps, self.eps)
-            for (parameter, _, _), step in zip(entries, steps, strict=True):
+                velocity.lerp_(gradient, 1 - self.momentum)
+                steps.append(gradient.lerp(velocity, self.momentum).reshape(1, rows, columns))
+            for (parameter, _, _), step in zip(entries, newton_schulz(cat(steps)), strict=True):
                 parameter = parameter.detach()
-                parameter.mul_(1 - self.lr * self.weight_decay)
                 parameter.sub_(step.view(parameter.shape), alpha=self.lr * math.sqrt(max(1, rows / columns)))
 
 
-def copy_all(targets, sources):
-    """Write each source into its target."""
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
+def newton_schulz(matrices, steps=5):
+    """Moves all singular values of (M, rows, columns) near 1, to about [0.7, 1.2], by the iteration that Muon uses.
 
-
-def orthogonalise(matrices, steps, eps):
-    """Bring the singular values of (B, rows, columns) to about [0.7, 1.2] by the Newton-Schulz iteration.
-
-    X <- (a + b X X^T + c (X X^T)^2) X. All factors are polynomials of the one matrix X X^T, so that only they
-    are iterated, on the shorter side: A is X X^T of the current X, `total` the product of the factors so far.
+    X <- (a + b X X^T + c (X X^T)^2) X. All factors are polynomials of the one matrix X X^T, so that only they are
+    iterated, on the shorter side: `gram` is X X^T of the current X, `total` the product of the factors so far.
     """
     if matrices.shape[1] > matrices.shape[2]:
-        return orthogonalise(matrices.mT, steps, eps).mT
-    a, b, c = Muon.COEFFICIENTS
-    matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
-    gram = matrices.bmm(matrices.mT)
-    total = None
+        return newton_schulz(matrices.mT, steps).mT
+    a, b, c = 3.4445, -4.7750, 2.0315  # steepest quintic at 0 that keeps [0, 1] within about [0.7, 1.2]
+    matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    gram, total = product(matrices, matrices.mT), None
     for step in range(steps):
-        factor = gram.baddbmm(gram, gram, beta=b, alpha=c)
+        factor = gram.clone().baddbmm_(gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=1, dim2=2).add_(a)
-        total = factor if total is None else factor.bmm(total)
+        total = factor if total is None else product(factor, total)
         if step < steps - 1:
-            gram = factor.bmm(gram).bmm(factor)
-    return total.bmm(matrices)
+            gram = product(product(factor, gram), factor)
+    return product(total, matrices)
 
 
-# --------------------------------------------------------------------------------------- network and training
+def lr_factor(step, steps):
+    """Share of the peak learning rate at a step: rises over the first 5 % of the steps, then falls linearly to 0."""
+    return min((step + 1) / (0.05 * steps + 1), 1 - step / steps)
 
 
-def build_network(architecture, generator):
-    """The fixed network: (N, colours, H, W) -> same shape in (0, 1), H and W multiples of 4."""
-    a = architecture
+# ---------------------------------------------------------------------------------------- symmetries, network
 
-    def down(inputs, outputs):
-        return Conv2d(inputs, outputs, a.kernel, stride=2, padding=(a.kernel - 1) // 2, generator=generator)
-
-    def up(inputs, outputs):
-        k = a.up_kernel
-        if a.upsampling == "transposed":
-            return TransposeConv2d(inputs, outputs, k, stride=2, padding=k // 2 - 1, generator=generator)
-        return Sequential(NearestUpsampling(2), Conv2d(inputs, outputs, k, padding="same", generator=generator))
-
-    network = Sequential(
-        down(a.colours, a.width),
-        ReLU(inplace=True),
-        down(a.width, a.deep_width),
-        ReLU(inplace=True),
-        up(a.deep_width, a.width),
-        ReLU(inplace=True),
-        up(a.width, a.colours),
-        Sigmoid(),
-    )
-    for block in network.leaves():
-        block.torch_rounding = False
-    if a.equivariant:
-        parameters, orbits = [parameter for parameter, _ in network.param()], parameter_orbits(network)
-        symmetrise(parameters, orbits)
-        for parameter, numbers in zip(parameters, orbits, strict=True):
-            parameter.mul_(math.sqrt(len(numbers)))  # a mean varies less
-    return network
+D4 = tuple((transpose, axes) for transpose in (False, True) for axes in ((), (2,), (3,), (2, 3)))
 
 
-def parameter_orbits(network):
-    """For each parameter of an equivariant network the numbers of its entries, one column an orbit.
-
-    The eight symmetries of the square turn the kernels of a weight and exchange its features, which come in eights, one
-    for each symmetry: h takes the feature g to h g. They turn the entries of an orbit into each other, and a network of
-    weights that are constant on each orbit turns its output with its input (T. Cohen & M. Welling, "Group Equivariant
-    Convolutional Networks", ICML 2016, section 6). The colours of images stay where they are.
-    """
-    convolutions = [block for block in network.leaves() if isinstance(block, Convolution)]
-    result = []
-    for block in convolutions:
-        inputs, outputs = 1 if block is convolutions[0] else 8, 1 if block is convolutions[-1] else 8
-        groups = (outputs, inputs) if isinstance(block, Conv2d) else (inputs, outputs)
-        numbers = arange(block.weight.numel()).view(block.weight.shape)
-        moved = cat([turned_weight(numbers, h, groups).reshape(1, -1) for h in range(8)])
-        orbits = moved[:, moved.amin(0) == numbers.flatten()], arange(block.bias.numel()).view(-1, outputs).t()
-        result += [numbers.to(block.weight.device) for numbers in orbits]
-    return result
+def apply_d4(images, element):
+    """One of the eight symmetries of the square on (B, C, H, W): transposed first (W x H), then flipped."""
+    transpose, axes = element
+    return (images.transpose(2, 3) if transpose else images).flip(axes)
 
 
-def turned_weight(weight, symmetry, groups):
-    """What a symmetry makes of a weight whose first two axes hold groups of 8 features, or of 1 colour."""
-    order = arange(8).new_tensor(products_of_symmetries()[symmetry]).argsort()  # the feature that comes to each place
-    for axis, group in enumerate(groups):
-        if group > 1:
-            weight = weight.unflatten(axis, (-1, 8)).index_select(axis + 1, order).flatten(axis, axis + 1)
-    return transform(weight, symmetry)
+def invert_d4(images, element):
+    """The inverse of `apply_d4`."""
+    transpose, axes = element
+    images = images.flip(axes)
+    return images.transpose(2, 3) if transpose else images
 
 
 @functools.cache
-def products_of_symmetries():
-    """The number of the symmetry that first g and then h make together, at [h][g]."""
-    square = arange(9).view(1, 1, 3, 3)
-    turned = [transform(square, g) for g in range(8)]
+def regular_representation():
+    """For each element h of D4 the numbers of h^-1 g, g = 0 .. 7: what comes to place g when h moves h^-1 g to g."""
+    square = arange(9, device="cpu").view(1, 1, 3, 3)
+    turned = [apply_d4(square, g) for g in D4]
     numbers = {tuple(image.flatten().tolist()): number for number, image in enumerate(turned)}
-    return [[numbers[tuple(transform(image, h).flatten().tolist())] for image in turned] for h in range(8)]
+    products = [[numbers[tuple(apply_d4(image, h).flatten().tolist())] for image in turned] for h in D4]
+    return [sorted(range(8), key=row.__getitem__) for row in products]
 
 
-def symmetrise(tensors, orbits):
-    """Replace every entry of each tensor by the mean of its orbit, in place; the tensors' orbits in their order."""
-    for values, numbers in zip(tensors, orbits, strict=True):
-        flat = values.detach().flatten()
-        values.copy_(flat.index_put((numbers,), flat[numbers].mean(0)).view(values.shape))
+def orbits(shape, first_group, second_group):
+    """Which entries of a convolution weight D4 turns into each other: int64 (8, entries / 8).
 
-
-def schedule(step, steps, warm_up):
-    """Share of the peak rate at `step` of `steps`: climb for the share `warm_up`, linear decay to zero."""
-    done = (step + 1) / (steps + 1)
-    return min(done / warm_up, (1 - done) / (1 - warm_up))
-
-
-class Trainer:
-    """One optimiser, and the moving average of the weights that it leaves behind.
-
-    `equivariant` keeps an equivariant network so, by gradients that are constant on each orbit. `step` learns from one
-    batch. `swap` exchanges the weights with their average, in place; twice is nothing.
+    Of features that come in eights (the regular representation of D4), the symmetry h takes number g of each eight to
+    number h g. A weight then belongs to a network that turns its output with its input if it stays the same when h
+    turns its kernels and takes its outputs and inputs along (T. Cohen, M. Welling, "Group Equivariant Convolutional
+    Networks", ICML 2016, section 6). The groups, one for each of the first two dimensions, are 8 for features that come
+    in eights, 1 for the channels of images, which stay in place.
     """
-
-    def __init__(self, network, recipe, average_over, equivariant=False):
-        self.network, self.loss = network, MSE()
-        self.orbits = parameter_orbits(network) if equivariant else []
-        self.optimiser = Muon(network.param(), momentum=recipe.momentum)
-        self.averages = [parameter.detach().clone() for parameter, _ in network.param()]
-        self.average_over, self.steps = average_over, 0
-
-    def step(self, source, target, rate):
-        """Learn from inputs as the network takes them and targets in [0, 1]; returns the loss, one number."""
-        self.optimiser.zero_grad()
-        loss = self.loss(self.network(source), target)
-        self.network.backward(self.loss.backward())
-        if self.orbits:
-            symmetrise([gradient for _, gradient in self.network.param()], self.orbits)
-        self.optimiser.lr = rate
-        self.optimiser.step()
-        self.steps += 1
-        share = max(1 / self.average_over, 1 / self.steps)
-        for average, (parameter, _) in zip(self.averages, self.network.param(), strict=True):
-            average.lerp_(parameter.detach(), share)
-        return loss
-
-    def state(self):
-        """What an exact continuation needs, for `load_state` of a trainer of the same network and recipe."""
-        weights = [parameter.detach() for parameter, _ in self.network.param()]
-        return {
-            "steps": self.steps,
-            "weights": weights,
-            "averages": self.averages,
-            "optimiser": self.optimiser.state(),
-        }
-
-    def load_state(self, state):
-        self.steps = state["steps"]
-        copy_all([parameter.detach() for parameter, _ in self.network.param()], state["weights"])
-        copy_all(self.averages, state["averages"])
-        self.optimiser.load_state(state["optimiser"])
-
-    def swap(self):
-        for average, (parameter, _) in zip(self.averages, self.network.param(), strict=True):
-            kept = parameter.detach().clone()
-            parameter.detach().copy_(average)
-            average.copy_(kept)
+    numbers = arange(math.prod(shape), device="cpu").view(shape)
+    turned = []
+    for order, element in zip(regular_representation(), D4, strict=True):
+        weight = permute_groups(permute_groups(numbers, 0, first_group, order), 1, second_group, order)
+        turned.append(apply_d4(weight, element).reshape(1, -1))
+    turned = cat(turned)
+    return turned[:, turned.amin(0) == numbers.flatten()]
 
 
-# ------------------------------------------------------------------------------------------- images and pairs
+def permute_groups(weight, axis, group, order):
+    """Brings each `group` of neighbours along an axis into the given order; a group of 1 has none."""
+    if group == 1:
+        return weight
+    return weight.unflatten(axis, (-1, group)).index_select(axis + 1, weight.new_tensor(order)).flatten(axis, axis + 1)
 
 
-def check_images(images, colours, name):
-    """`images` detached, if they are finite real (N, colours, H, W) with N, H, W >= 1."""
-    if not isinstance(images, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(images).__name__}: convert it with torch.as_tensor")
-    if images.is_complex() or str(images.dtype) == "torch.bool":
-        raise TypeError(
-            f"{name} must hold real numbers from 0 to 255, got {images.dtype}: convert it to uint8 or float32"
-        )
-    if images.dim() != 4 or images.shape[1] != colours:
-        raise ValueError(
-            f"{name} must have the shape (N, {colours}, H, W), got {tuple(images.shape)}"
-            + (": add the batch dimension with images[None]" if images.dim() == 3 else "")
-        )
-    if images.numel() == 0:
-        raise ValueError(f"{name} must hold at least one pixel, got the shape {tuple(images.shape)}")
-    if images.is_floating_point() and not images.float().isfinite().all():
-        raise ValueError(f"{name} must be finite float32, got NaN or infinity: replace them, e.g. with nan_to_num")
-    return images.detach()
+def symmetrised(values, orbit):
+    """Replaces every entry by the mean of its orbit."""
+    flat = values.detach().flatten()
+    return flat.index_put((orbit,), flat[orbit].mean(0)).view(values.shape)
 
 
 def pad_to_multiple(images, multiple):
@@ -1295,307 +1027,568 @@ def pad_to_multiple(images, multiple):
     return images
 
 
-def transform(images, symmetry):
-    """Symmetry 0 to 7 of the square: bit 1 flips columns, bit 2 flips rows, bit 4 transposes after that."""
-    axes = [axis for bit, axis in ((1, 3), (2, 2)) if symmetry & bit]
-    images = images.flip(axes) if axes else images
-    return images.transpose(2, 3) if symmetry & 4 else images
+class Network(Sequential):
+    """The fixed network: two stride-2 convolutions, two upsamplings. What it takes is made by `prepared`.
 
-
-def transform_back(images, symmetry):
-    """The inverse of `transform`."""
-    return transform(images.transpose(2, 3) if symmetry & 4 else images, symmetry & 3)
-
-
-def view(images, symmetry, reverse, negative):
-    """A symmetry of images from 0 to 255, perhaps with the colours in reverse order, perhaps the negative."""
-    images = transform(images.flip(1) if reverse else images, symmetry)
-    return 255 - images if negative else images
-
-
-def view_back(images, symmetry, reverse, negative):
-    """The inverse of `view`."""
-    images = transform_back(255 - images if negative else images, symmetry)
-    return images.flip(1) if reverse else images
-
-
-def exchange(noisy_a, noisy_b, generator):
-    """Give each pixel of one noisy image to the other with probability 1/2: (N, C, H, W) twice -> the same.
-
-    Both values of a pixel are independent draws from one distribution, so the new pair is as good as the old
-    one; all channels of a pixel belong to one draw and move together.
-    """
-    n, _, h, w = noisy_a.shape
-    kept = (uniform(n * h * w, generator, noisy_a.device) < 0.5).view(n, 1, h, w)
-    return noisy_a.where(kept, noisy_b), noisy_b.where(kept, noisy_a)
-
-
-def take(images, index, corners, size):
-    """Images by number, cut to `size` at their (top, left) corner if `corners` are given: (B, C, *size)."""
-    if corners is None:
-        return images.index_select(0, index)
-    h, w = size
-    cuts = [images[i : i + 1, :, y : y + h, x : x + w] for i, (y, x) in zip(index.tolist(), corners, strict=True)]
-    return cat(cuts)
-
-
-class Batches:
-    """Endless shuffled, augmented batches from pairs that stay as they are (uint8, on their device) until drawn.
-
-    Images of more than `crop` pixels across are cut to random squares; each is drawn as often as squares fit its area.
-    `exchangeable` says that the noise of both images is alike, so that they may exchange pixels.
+    (B, in_channels, H, W) -> same shape in (0, 1), H and W multiples of 4. If the architecture allows it, it is
+    equivariant: it turns its output with its input, as its weights are constant on their orbits (see `orbits`).
     """
 
-    def __init__(self, noisy_a, noisy_b, crop, generator, exchangeable=True):
-        self.noisy_a, self.noisy_b, self.generator = noisy_a, noisy_b, generator
-        self.exchangeable = exchangeable
-        n, _, h, w = noisy_a.shape
-        self.size = (min(h, crop), min(w, crop))
-        self.cut = self.size != (h, w)
-        self.cuts_per_image = max(1, round(h * w / (self.size[0] * self.size[1])))
-        self.length = n * self.cuts_per_image  # draws in an epoch
-        self._order, self._at = None, self.length
+    multiple = 4
 
-    def draw(self, count):
-        """A batch of pairs: float32 (count, C, *size) twice, or transposed."""
-        index = self._next(count)
-        corners = None
-        if self.cut:
-            limits = [full - part + 1 for full, part in zip(self.noisy_a.shape[2:], self.size, strict=True)]
-            corners = [tuple(self.generator.randrange(limit) for limit in limits) for _ in range(count)]
-        symmetry = self.generator.randrange(8)
-        pairs = (take(noisy, index, corners, self.size).float() for noisy in (self.noisy_a, self.noisy_b))
-        pairs = [transform(noisy, symmetry) for noisy in pairs]
-        return exchange(*pairs, self.generator) if self.exchangeable else pairs
+    def __init__(self, architecture, generator, device=None):
+        a, settings = architecture, {"generator": generator, "device": device, "dtype": FLOAT32}
 
-    def _next(self, count):
-        """Numbers of the next `count` images. Every epoch is a new permutation; a batch may span two."""
-        parts = []
-        while count:
-            if self._at == self.length:
-                order = uniform(self.length, self.generator, self.noisy_a.device).argsort()
-                self._order, self._at = order % self.noisy_a.shape[0], 0
-            part = self._order[self._at : self._at + count]
-            self._at += len(part)
-            count -= len(part)
-            parts.append(part)
-        return cat(parts)
+        def down(inputs, outputs):
+            return Conv2d(inputs, outputs, a.kernel, stride=2, padding=(a.kernel - 1) // 2, **settings)
+
+        def up(inputs, outputs):
+            k = a.up_kernel
+            if a.upsampling == "transposed":
+                return TransposeConv2d(inputs, outputs, k, stride=2, padding=k // 2 - 1, **settings)
+            return Sequential(NearestUpsampling(2), Conv2d(inputs, outputs, k, padding="same", **settings))
+
+        super().__init__(
+            down(a.in_channels, a.width),
+            ReLU(inplace=True),
+            down(a.width, a.deep_width),
+            ReLU(inplace=True),
+            up(a.deep_width, a.width),
+            ReLU(inplace=True),
+            up(a.width, a.in_channels),
+            Sigmoid(),
+        )
+        self.architecture, self.equivariant = a, a.equivariant
+        for parameter, orbit in zip((parameter for parameter, _ in self.param()), self.orbits(), strict=False):
+            parameter.copy_(symmetrised(parameter, orbit) * math.sqrt(len(orbit)))  # a mean varies less
+
+    def orbits(self):
+        """For each parameter the numbers of its entries, one column an orbit; none if not equivariant."""
+        if not self.equivariant:
+            return []
+        convolutions = [block for block in self.leaves() if isinstance(block, Convolution)]
+        result = []
+        for block in convolutions:
+            inputs, outputs = 1 if block is convolutions[0] else 8, 1 if block is convolutions[-1] else 8
+            groups = (outputs, inputs) if isinstance(block, Conv2d) else (inputs, outputs)
+            bias = arange(block.bias.numel(), device="cpu").view(-1, outputs).t()
+            result += [orbits(block.weight.shape, *groups).to(block.weight.device), bias.to(block.weight.device)]
+        return result
+
+    @property
+    def reach(self):
+        """Pixels, a multiple of 4: no output depends on an input farther away (a kernel per layer)."""
+        a = self.architecture
+        return -(-(3 * a.kernel + 6 * a.up_kernel) // 4) * 4
+
+    def prepared(self, images):
+        """Images in [0, 1] -> what the network takes: of any H x W, centred, of about unit variance, channels-last."""
+        return channels_last(pad_to_multiple(images, self.multiple)).sub(0.5).mul_(self.architecture.input_scale)
+
+    def denoised(self, images):
+        """(B, C, H, W) in [0, 1], any H x W -> the same; keeps nothing."""
+        height, width = images.shape[2:]
+        return self.apply(self.prepared(images))[:, :, :height, :width]
+
+
+# ---------------------------------------------------------------------------------------------- pairs
+
+
+class Pairs:
+    """Noisy pairs (N, C, H, W), kept on the device in the type they came in; larger images as random patches."""
+
+    def __init__(self, noisy_a, noisy_b, device):
+        self.noisy_a, self.noisy_b = noisy_a.detach().to(device), noisy_b.detach().to(device)
+        height, width = noisy_a.shape[2:]
+        self.patch = min(height, PATCH), min(width, PATCH)
+        self.patches = math.ceil(height * width / math.prod(self.patch))  # of an image in an epoch
+
+    def __len__(self):
+        """Patches in an epoch."""
+        return len(self.noisy_a) * self.patches
+
+    def batch(self, numbers, generator):
+        """The pairs with the given numbers, below `len`: two float32 (B, C, h, w) in [0, 1]."""
+        (height, width), (h, w) = self.noisy_a.shape[2:], self.patch
+        cuts = []
+        for number in numbers:
+            image, top, left = number // self.patches, generator.randint(0, height - h), generator.randint(0, width - w)
+            cuts.append((slice(image, image + 1), slice(None), slice(top, top + h), slice(left, left + w)))
+        return tuple(cat([images[cut] for cut in cuts]).float().div_(255) for images in (self.noisy_a, self.noisy_b))
+
+
+@dataclass(frozen=True)
+class PairNoise:
+    """What two noisy versions of the same images tell about their noise; see `measure_noise`.
+
+    Attributes:
+        correlation: of the noise of neighbouring pixels, of the six neighbours up to two pixels away the furthest
+            from 0. White noise has 0; blurred, demosaiced, enlarged or JPEG-coded noise has more.
+        line_correlation: mean over all pairs of pixels of one row or one column: stripes and drifting exposure have
+            more than 0.
+        imbalance: (variance of noise a - variance of noise b) / (their sum): 0 for images that are equally noisy.
+        offset: mean of noisy_a - noisy_b, in standard deviations of this difference.
+        channel_ratio: of the strongest channel's standard deviation of the noise to the weakest one's.
+        errors: the standard errors of the first four, infinite where there are too few pixels to tell.
+    """
+
+    correlation: float
+    line_correlation: float
+    imbalance: float
+    offset: float
+    channel_ratio: float
+    errors: tuple
+
+    @property
+    def exchangeable(self):
+        """Whether the noise is shown to be independent between pixels and alike in both images.
+
+        The two values of a pixel may then be swapped. Each number has to be below its limit by two standard errors:
+        with few pixels the answer is no, which costs little; a wrong yes ruins the training.
+        """
+        values = (self.correlation, self.line_correlation, self.imbalance, self.offset)
+        limits = (0.05, 0.01, 0.1, 0.1)
+        return all(abs(v) + 2 * e <= limit for v, e, limit in zip(values, self.errors, limits, strict=True))
+
+
+def measure_noise(noisy_a, noisy_b):
+    """Measures the noise of pairs (N, C, H, W) in [0, 255] by their difference, in which the images cancel out.
+
+    Looks at up to four million pixels: evenly spaced pairs, cut to 256 x 256. Standard errors come from the scatter
+    between blocks of 16 x 16 pixels.
+    """
+    h, w = (min(size, 256) for size in noisy_a.shape[2:])
+    step = -(-len(noisy_a) // max(1, min(2048, 2**22 // (h * w))))
+    a, b = (blocks(images[::step, :, :h, :w].float() / 255) for images in (noisy_a, noisy_b))  # (blocks, C, h, w)
+    difference = a - b
+    power = difference.square().mean((1, 2, 3))
+    offset, offset_error = ratio(difference.mean((1, 2, 3)), power.sqrt())
+    centred = difference - difference.mean((0, 2, 3), keepdim=True)
+    power = centred.square().mean((1, 2, 3))
+    shifts = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
+    neighbours = [ratio(products(centred, *shift), power) for shift in shifts]
+    lines = [ratio(line_products(centred, axis), power) for axis in (2, 3)]
+    total = a + b - (a + b).mean((2, 3), keepdim=True)
+    imbalance, imbalance_error = ratio((centred * total).mean((1, 2, 3)), power)
+    (correlation, correlation_error), (line, line_error) = (
+        max(found, key=lambda one: abs(one[0]) + 2 * one[1]) for found in (neighbours, lines)
+    )
+    channels = centred.square().mean((0, 2, 3)).tolist()
+    return PairNoise(
+        correlation=correlation,
+        line_correlation=line,
+        imbalance=imbalance,
+        offset=offset,
+        channel_ratio=math.sqrt(max(channels) / min(channels)) if min(channels) > 0 else 1.0,
+        errors=(correlation_error, line_error, imbalance_error, offset_error),
+    )
+
+
+def blocks(images, side=16):
+    """(N, C, H, W) -> (blocks, C, side, side): whole blocks only; images of less than a block stay as they are."""
+    h, w = images.shape[2:]
+    rows, columns = min(h, side), min(w, side)
+    images = images[:, :, : h - h % rows, : w - w % columns]
+    return images.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+
+def products(blocks, down, right):
+    """Mean product of the pixels of each block with those `down` and `right` of them; 0 where a block has none."""
+    h, w = blocks.shape[2:]
+    if down >= h or abs(right) >= w:
+        return blocks.new_zeros(len(blocks))
+    columns = w - abs(right)
+    here = blocks[:, :, : h - down, max(0, -right) :][..., :columns]
+    there = blocks[:, :, down:, max(0, right) :][..., :columns]
+    return (here * there).mean((1, 2, 3))
+
+
+def line_products(blocks, axis):
+    """Mean product of all pairs of different pixels in the lines of each block along an axis; 0 for single pixels."""
+    count = blocks.shape[axis]
+    if count == 1:
+        return blocks.new_zeros(len(blocks))
+    pairs = blocks.sum(axis).square() - blocks.square().sum(axis)
+    return pairs.mean((1, 2)) / (count * (count - 1))
+
+
+def ratio(numerators, denominators):
+    """sum(numerators) / sum(denominators) over the blocks, and its standard error; (0, inf) where there is none."""
+    count, total = len(numerators), denominators.sum().item()
+    if count < 8 or total <= 0:
+        return 0.0, math.inf
+    quotient = numerators.sum().item() / total
+    scatter = (numerators - quotient * denominators).square().sum().item()
+    return quotient, math.sqrt(scatter * count / (count - 1)) / total
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def augment(noisy_a, noisy_b, recipe, generator):
+    """A random symmetry, and what else the recipe asks for, alike for both images of each pair (B, C, H, W)."""
+    element = D4[generator.randrange(8)]
+    noisy_a, noisy_b = apply_d4(noisy_a, element), apply_d4(noisy_b, element)
+    return swap_pixels(noisy_a, noisy_b, generator) if recipe.swap_pixels else (noisy_a, noisy_b)
+
+
+def swap_pixels(noisy_a, noisy_b, generator):
+    """Swaps a pixel (all its channels) between the two images of a pair with probability 1/2.
+
+    Exact where the noise of different pixels is independent and the two draws are alike: each pair then stands for
+    2^(H W) pairs of the same distribution. Elsewhere it ruins the training: what is left in one image tells the noise
+    of the neighbours that went to the other.
+    """
+    swap = random_mask((len(noisy_a), 1, *noisy_a.shape[2:]), noisy_a.device, generator)
+    return noisy_b.where(swap, noisy_a), noisy_a.where(swap, noisy_b)
+
+
+OPTIMISERS = {
+    "muon": lambda params, recipe: Muon(params, momentum=recipe.momentum),
+    "adam": lambda params, recipe: Adam(params),
+    "sgd": lambda params, recipe: SGD(params, momentum=recipe.momentum),
+}
+
+
+class Training:
+    """Optimiser, averaged weights and random draws of a network that learns: everything a resumed training needs.
+
+    `step` learns from one batch, `finish` gives the network its averaged weights, `state_dict` and `load_state_dict`
+    continue exactly where another process stopped. An equivariant network stays so, by gradients that are constant on
+    each orbit. The average spans about `ema_steps` steps.
+    """
+
+    def __init__(self, network, recipe, seed, ema_steps):
+        self.network, self.recipe, self.ema_steps, self.steps = network, recipe, max(1, ema_steps), 0
+        self.loss, self.orbits = MSE(), network.orbits()
+        self.optimiser = OPTIMISERS[recipe.optimiser](network.param(), recipe)
+        self.parameters = [parameter.detach() for parameter, _ in network.param()]
+        self.ema = [parameter.clone() for parameter in self.parameters]
+        self.generator = random.Random(seed)
+
+    def step(self, noisy_a, noisy_b, lr_factor):
+        """Learns from a batch of pairs (B, C, H, W) in [0, 1] at `lr_factor` times the peak rate.
+
+        Returns the loss as a 0-d tensor on the device; reading it waits for the device.
+        """
+        noisy_a, noisy_b = augment(noisy_a, noisy_b, self.recipe, self.generator)
+        self.optimiser.zero_grad()
+        target = channels_last(pad_to_multiple(noisy_b, self.network.multiple))
+        loss = self.loss(self.network(self.network.prepared(noisy_a)), target)
+        self.network.backward(self.loss.backward())
+        for (_, gradient), orbit in zip(self.network.param(), self.orbits, strict=False):
+            gradient.copy_(symmetrised(gradient, orbit))
+        self.optimiser.lr = self.recipe.lr * lr_factor
+        self.optimiser.step()
+        self.steps += 1
+        share = max(1 / self.ema_steps, 1 / self.steps)
+        for average, parameter in zip(self.ema, self.parameters, strict=True):
+            average.lerp_(parameter, share)
+        return loss
+
+    def finish(self):
+        """Copies the averaged weights into the network, and gives back the memory of the last step."""
+        copy_all(self.parameters, self.ema)
+        self.network.forget()
+
+    def state_dict(self):
+        """Plain tensors and numbers; hand it to `load_state_dict` of a `Training` of the same network and recipe."""
+        return {
+            "steps": self.steps,
+            "weights": self.parameters,
+            "ema": self.ema,
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.getstate(),
+        }
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+        copy_all(self.parameters, state["weights"])
+        copy_all(self.ema, state["ema"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.setstate(state["generator"])
+
+
+# ---------------------------------------------------------------------------------------------- checks
+
+
+def check_images(images, in_channels, name):
+    """Raises TypeError or ValueError unless `images` are finite real numbers (N, in_channels, H, W), at least one."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor (N, C, H, W); got {type(images).__name__}")
+    if str(images.dtype) == "torch.bool" or images.is_complex():
+        raise TypeError(f"{name} must hold real numbers in [0, 255], uint8 or floating; got {images.dtype}")
+    if images.ndim != 4:
+        raise ValueError(
+            f"{name} must have shape (N, C, H, W); got {tuple(images.shape)}. Add a batch dimension with images[None]"
+        )
+    if images.shape[1] != in_channels:
+        raise ValueError(
+            f"{name} must have {in_channels} channels, as this model has, in dimension 1; got shape "
+            f"{tuple(images.shape)}. Use Model(in_channels={images.shape[1]}) and train it, or permute the dimensions"
+        )
+    if images.numel() == 0:
+        raise ValueError(f"{name} must hold at least one image of one pixel; got shape {tuple(images.shape)}")
+    if images.is_floating_point() and not images.float().isfinite().all():
+        raise ValueError(f"{name} must be finite float32; got NaN or Inf. Replace them first, by images.nan_to_num()")
+
+
+def check_pairs(noisy_a, noisy_b, in_channels):
+    check_images(noisy_a, in_channels, "noisy_a")
+    check_images(noisy_b, in_channels, "noisy_b")
+    if noisy_a.shape != noisy_b.shape:
+        raise ValueError(
+            "noisy_a and noisy_b must be two noisy versions of the same images, of one shape; got "
+            f"{tuple(noisy_a.shape)} and {tuple(noisy_b.shape)}"
+        )
+
+
+def number_of_epochs(epochs, num_epochs):
+    """The one of the two names that was given, a positive int."""
+    if num_epochs is not None and epochs != 1:
+        raise TypeError("train takes the number of epochs once: train(a, b, 1), epochs=1 or num_epochs=1")
+    return whole_number(epochs if num_epochs is None else num_epochs, "epochs", 1)
+
+
+def warn_of_offset(noise):
+    """An image that is brighter than its partner teaches the partner's brightness; see `Model.train`."""
+    if abs(noise.offset) > 0.1 + 4 * noise.errors[3]:
+        warnings.warn(
+            f"noisy_a and noisy_b differ in brightness by {noise.offset:.2f} standard deviations of their noise: the "
+            "model learns that difference too. Scale both to the same exposure first",
+            stacklevel=3,
+        )
+
+
+# ---------------------------------------------------------------------------------------------- files
+#
+# MAGIC, length of the header (8 bytes), header (JSON: architecture, pairs seen, noise), the parameters as float32,
+# SHA-256 of all that. All numbers are little-endian.
+
+
+def save_atomically(content, path):
+    """Writes bytes under a temporary name, renamed when complete: the file appears whole or not at all.
+
+    A symbolic link stays one: the file that it points to is replaced. Raises OSError where nothing can be written.
+    """
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise type(error)(
+            error.errno, f"cannot write ({reason}); give a folder that exists, with room", str(path)
+        ) from error
+    finally:
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+
+
+def read_weights(path):
+    """(header, array of the parameters) of a file. FileNotFoundError or ValueError where there is none to use."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {str(path)!r}; train a model and write one with model.save(path)")
+    content = path.read_bytes()
+    if not content.startswith(MAGIC):
+        raise ValueError(f"{path.name} is not a weights file of this module: it does not start with {MAGIC!r}")
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        raise ValueError(f"{path.name} is truncated or damaged (its checksum differs): fetch or save it again")
+    start = len(MAGIC) + 8
+    end = start + int.from_bytes(content[start - 8 : start], "little")
+    return json.loads(content[start:end]), little_endian(array("f", content[end:-32]))
+
+
+def little_endian(values):
+    """array("f") from this machine's byte order to little-endian, or back."""
+    values = values[:]
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
 
 
 # ------------------------------------------------------------------------------------------------------ model
 
 
 class Model:
-    """Noise2Noise denoiser for (N, 3, H, W) images of any size, with values from 0 to 255.
+    """A denoiser that learns from noisy pairs.
 
-        model = Model()
-        model.load_pretrained_model()
-        clean = model.predict(noisy)            # float32, 0 to 255
-        model.train(noisy_a, noisy_b, 1)        # two noisy pictures of each scene; goes on from where it is
-        model.save("mine.pth")
+    Args:
+        recipe: how `train` learns; see `Recipe`.
+        seed: of the first weights and of every random draw of training.
+        device: where to compute; None takes CUDA where it works.
+        sizes: of the network, such as in_channels=1 or width=64; see `Architecture`.
 
-    `seed` fixes the initial weights and all draws of `train`. The network lives on the device of the last tensors.
+    Attributes:
+        network: the `Network`; recipe, seed, device as given; architecture: the sizes.
+        pairs_seen: how many pairs the weights have learnt from, kept in the weights file.
+        noise: `PairNoise` of the pairs that `train` saw last, kept in the weights file; None before.
     """
 
-    MAGIC = b"N2NWGHT1"
-    make_trainer = Trainer  # others/experiments.py puts other optimisers here
-
-    def __init__(self, seed=0, architecture=Architecture(), recipe=Recipe(), prediction=Prediction()):
-        self.architecture, self.recipe, self.prediction = architecture, recipe, prediction
-        self.generator = random.Random(seed)
-        self.network = build_network(architecture, self.generator).to(FLOAT32)
-        self.pairs_seen = 0
-
-    # training
-
-    def train(self, noisy_a, noisy_b, num_epochs=None, *, epochs=None, progress=None):
-        """Learn from pairs: (N, 3, H, W) twice, any real dtype, 0 to 255, the same scenes with independent noise.
-
-        The number of epochs is the third argument, or the keyword `num_epochs` or `epochs`; 1 without.
-        `progress`, if given, is called with (step, steps, loss) after every step, `loss` a tensor of one
-        number. Interrupting a training (KeyboardInterrupt, or an exception from `progress`) leaves the
-        average of the weights so far.
-
-        Calling `train` again goes on from the weights there are, at a lower peak rate the more pairs they
-        have seen.
-        """
-        noisy_a = check_images(noisy_a, self.architecture.colours, "noisy_a")
-        noisy_b = check_images(noisy_b, self.architecture.colours, "noisy_b")
-        if noisy_a.shape != noisy_b.shape or noisy_a.device != noisy_b.device or noisy_a.dtype != noisy_b.dtype:
-            raise ValueError(
-                "noisy_a and noisy_b must agree in shape, dtype and device, got "
-                f"{tuple(noisy_a.shape)} {noisy_a.dtype} {noisy_a.device} and "
-                f"{tuple(noisy_b.shape)} {noisy_b.dtype} {noisy_b.device}"
-            )
-        epochs = self._epochs(num_epochs, epochs)
-        self.network.to(noisy_a.device)
-        batches = Batches(noisy_a, noisy_b, self.recipe.crop, self.generator)
-        draws = epochs * batches.length
-        batch = self._batch(draws, *batches.size)
-        steps = -(-draws // batch)
-        seen = self.pairs_seen / self.recipe.reference_pairs
-        peak = self.recipe.learning_rate / math.sqrt(1 + seen)
-        average_over = max(1, steps * self.recipe.average_share)
-        trainer = self.make_trainer(self.network, self.recipe, average_over, self.architecture.equivariant)
-        try:
-            for step in range(steps):
-                source, target = batches.draw(batch)
-                rate = peak * schedule(step, steps, self.recipe.warm_up)
-                loss = trainer.step(self.network_input(source), self.network_target(target), rate)
-                self.pairs_seen += batch
-                if progress is not None:
-                    progress(step + 1, steps, loss)
-        finally:
-            trainer.swap()
-
-    def _batch(self, draws, h, w):
-        """Images in a batch: few if the weights see few pairs in all, and no more pixels than fit."""
-        recipe = self.recipe
-        wanted = max(recipe.smallest_batch, (self.pairs_seen + draws) // recipe.wanted_steps)
-        return max(1, min(wanted, recipe.batch, recipe.batch * 32 * 32 // (h * w), draws))
-
-    @staticmethod
-    def _epochs(num_epochs, epochs):
-        if num_epochs is not None and epochs is not None:
-            raise TypeError("give the number of epochs once: num_epochs and epochs mean the same")
-        value = epochs if num_epochs is None else num_epochs
-        value = 1 if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"the number of epochs must be an int, got {value!r}")
-        if value < 1:
-            raise ValueError(f"the number of epochs must be at least 1, got {value}")
-        return value
-
-    def network_input(self, images):
-        """float32 pixels, 0 to 255 -> what the network takes: padded to multiples of 4, centred, channels-last."""
-        images, scale = pad_to_multiple(images, 4).permute(0, 2, 3, 1).contiguous(), self.recipe.input_scale
-        return images.mul(scale / 255).sub_(scale / 2).permute(0, 3, 1, 2)
-
-    def network_target(self, images):
-        """float32 pixels, 0 to 255 -> what the network is to say: padded like the input, in [0, 1], channels-last."""
-        return pad_to_multiple(images, 4).permute(0, 2, 3, 1).contiguous().div(255).permute(0, 3, 1, 2)
-
-    # prediction
-
-    def predict(self, images, ensemble=None):
-        """Denoise (N, 3, H, W), 0 to 255, any real dtype, any size -> float32 of that shape and device, 0 to 255.
-
-        `ensemble` averages the predictions of several views of each image: its eight flips and transposes, or,
-        since an equivariant network turns with them anyway, the image and its negative, each with its colours in
-        both orders. True, False, or None for up to `Prediction.ensemble_side` (64) a side. Images pass in chunks,
-        large ones in overlapping tiles, so that the memory stays bounded; the result is that of the whole batch.
-        """
-        images = check_images(images, self.architecture.colours, "images")
-        self.network.to(images.device)
-        n, _, h, w = images.shape
-        if ensemble is None:
-            ensemble = max(h, w) <= self.prediction.ensemble_side
-        chunk = max(1, self.prediction.chunk_pixels // (h * w))
-        result = empty(images.shape, dtype=FLOAT32, device=images.device)
-        for start in range(0, n, chunk):
-            part = images[start : start + chunk].float()
-            views = self._views() if ensemble else [(0, False, False)]
-            total = sum(view_back(self._denoise(view(part, *v)), *v) for v in views)
-            result[start : start + chunk] = total.mul_(1 / len(views)).clamp_(0, 255)
-        return result
-
-    def _views(self):
-        """What `ensemble` averages: (symmetry, reverse, negative) of `view`."""
-        if self.architecture.equivariant:
-            return [(0, reverse, negative) for reverse in (False, True) for negative in (False, True)]
-        return [(symmetry, False, False) for symmetry in range(8)]
-
-    def _denoise(self, images):
-        """(N, C, H, W), 0 to 255 -> the same shape and range, in one pass or in tiles."""
-        _, _, h, w = images.shape
-        if h * w <= self.prediction.chunk_pixels:
-            return self.network(self.network_input(images))[:, :, :h, :w] * 255
-        images = pad_to_multiple(images, 4)
-        tile, margin = self.prediction.tile, self.reach()
-        result = empty(images.shape, dtype=FLOAT32, device=images.device)
-        for y in range(0, images.shape[2], tile):
-            for x in range(0, images.shape[3], tile):
-                top, left = max(0, y - margin), max(0, x - margin)
-                part = self.network(self.network_input(images[:, :, top : y + tile + margin, left : x + tile + margin]))
-                inner = part[:, :, y - top : y - top + tile, x - left : x - left + tile]
-                result[:, :, y : y + tile, x : x + tile] = inner
-        return result[:, :, :h, :w] * 255
-
-    def reach(self):
-        """Pixels, a multiple of 4: no output depends on an input farther away (a kernel per layer)."""
-        a = self.architecture
-        return -(-(3 * a.kernel + 6 * a.up_kernel) // 4) * 4
-
-    # files
+    def __init__(self, *, recipe=None, seed=0, device=None, **sizes):
+        self.device = empty(0, device=default_device() if device is None else device).device
+        self.recipe, self.seed, self.pairs_seen, self.noise = recipe or Recipe(), seed, 0, None
+        self.architecture = Architecture(**sizes)
+        self.network = Network(self.architecture, random.Random(seed), self.device)
 
     def load_pretrained_model(self):
-        """Load bestmodel.pth from the folder of this file."""
-        self.load(Path(__file__).resolve().parent / "bestmodel.pth")
+        """Loads `bestmodel.pth` beside this file."""
+        self.load(PRETRAINED)
 
     def save(self, path):
-        """Write the weights to `path` in one go: until the new file is complete, the old one stays.
-
-        Layout: MAGIC, length of the header (8 bytes), header (JSON: architecture, input scale, pairs seen,
-        shapes), the parameters as float32, SHA-256 of all that. All numbers are little-endian.
-        """
-        values = [array("f", parameter.flatten().tolist()) for parameter, _ in self.network.param()]
-        header = json.dumps({**self._identity(), "pairs_seen": self.pairs_seen}).encode()
-        content = self.MAGIC + len(header).to_bytes(8, "little") + header + b"".join(map(to_bytes, values))
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            temporary.write_bytes(content + hashlib.sha256(content).digest())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Writes the weights and what rebuilds the network; whole or not at all."""
+        values = [little_endian(array("f", p.flatten().tolist())).tobytes() for p, _ in self.network.param()]
+        header = {
+            "architecture": asdict(self.architecture),
+            "pairs_seen": self.pairs_seen,
+            "noise": self.noise and asdict(self.noise),
+        }
+        header = json.dumps(header).encode()
+        content = MAGIC + len(header).to_bytes(8, "little") + header + b"".join(values)
+        save_atomically(content + hashlib.sha256(content).digest(), path)
 
     def load(self, path):
-        """Read weights written by `save`; an error (missing, damaged, foreign file) changes nothing."""
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no weights at {path}: give the path of a file written by Model.save")
-        content = path.read_bytes()
-        if not content.startswith(self.MAGIC):
-            raise ValueError(f"{path} does not start with {self.MAGIC!r}: it was not written by Model.save")
-        if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-            raise ValueError(f"{path} is truncated or damaged (its checksum differs): fetch or save it again")
-        start = len(self.MAGIC) + 8
-        end = start + int.from_bytes(content[start - 8 : start], "little")
-        header = json.loads(content[start:end])
-        for key, expected in self._identity().items():
-            if header.get(key) != expected:
-                raise ValueError(
-                    f"{path} holds another network: {key} is {header.get(key)}, this model has {expected}; "
-                    "make the model with the settings of the file"
-                )
-        values = from_bytes(content[end:-32])
-        for parameter, _ in self.network.param():
+        """Loads weights that `save` wrote, onto this model's device, network included.
+
+        Raises FileNotFoundError, or ValueError for a truncated or foreign file; the model is then as it was.
+        """
+        header, values = read_weights(path)
+        try:
+            loaded = Model(recipe=self.recipe, seed=self.seed, device=self.device, **header["architecture"])
+            loaded.pairs_seen, noise = header["pairs_seen"], header["noise"]
+            loaded.noise = noise and PairNoise(**noise | {"errors": tuple(noise["errors"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{Path(path).name} does not describe a network of this module: {error}") from error
+        parameters = [parameter for parameter, _ in loaded.network.param()]
+        if sum(parameter.numel() for parameter in parameters) != len(values):
+            raise ValueError(f"{Path(path).name} has {len(values)} parameters, and the network it describes has not")
+        for parameter in parameters:
             count = parameter.numel()
             parameter.copy_(parameter.new_tensor(values[:count].tolist()).view(parameter.shape))
             values = values[count:]
-        self.pairs_seen = header["pairs_seen"]
+        self.__dict__.update(loaded.__dict__)
 
-    def _identity(self):
-        """What the weights of a file must have in common with this model."""
-        shapes = [list(parameter.shape) for parameter, _ in self.network.param()]
-        return {
-            "architecture": asdict(self.architecture),
-            "input_scale": self.recipe.input_scale,
-            "shapes": shapes,
-        }
+    def train(self, noisy_a, noisy_b, epochs=1, *, num_epochs=None, progress=None):
+        """Learns from pairs of noisy images, no clean one needed; called again, it goes on learning.
+
+        The learning rate rises and falls over the steps of this call, and starts lower the more pairs the weights have
+        seen. Interrupted, the model keeps the average of its weights so far.
+
+        Args:
+            noisy_a, noisy_b: (N, C, H, W) in [0, 255], any real dtype, any H x W: two noisy versions of the same
+                images, with independent noise.
+            epochs: passes over the pairs; `num_epochs` is another name for it. An image larger than 64 x 64 is learnt
+                from in random patches, in an epoch as many as cover its area.
+            progress: called as `progress(step, steps, loss)` after each step, the loss a 0-d tensor. It may call
+                `predict` and `save`, which see the weights of that step.
+
+        What is assumed of the noise, beside its independence in the two images:
+            its mean is 0. A brightness that differs between the images is learnt as well, with a warning; clipped
+                noise leaves its bias near black and white.
+            Independent between pixels and alike in both images: measured, see `noise`; pixels are swapped only then.
+            It has no direction: an equivariant network treats rows and columns alike, and cannot learn to remove the
+                stripes of one direction alone. For these take `Model(width=100, deep_width=196)`, which is not.
+
+        Raises TypeError or ValueError for what cannot be learnt from.
+        """
+        epochs = number_of_epochs(epochs, num_epochs)
+        check_pairs(noisy_a, noisy_b, self.architecture.in_channels)
+        pairs = Pairs(noisy_a, noisy_b, self.device)
+        self.noise = measure_noise(pairs.noisy_a, pairs.noisy_b)
+        warn_of_offset(self.noise)
+        recipe = self.recipe
+        if recipe.swap_pixels is None:
+            recipe = replace(recipe, swap_pixels=self.noise.exchangeable)
+        batch_size = self._batch_size(pairs, epochs)
+        steps = epochs * math.ceil(len(pairs) / batch_size)
+        training = Training(self.network, recipe, self.seed + self.pairs_seen, steps * recipe.ema_share)
+        peak = 1 / math.sqrt(1 + self.pairs_seen / LR_DECAY_PAIRS)
+        try:
+            for _ in range(epochs):
+                order = training.generator.sample(range(len(pairs)), len(pairs))
+                for start in range(0, len(pairs), batch_size):
+                    batch = pairs.batch(order[start : start + batch_size], training.generator)
+                    loss = training.step(*batch, peak * lr_factor(training.steps, steps))
+                    self.pairs_seen += len(batch[0])
+                    if progress is not None:
+                        progress(training.steps, steps, loss)
+        finally:
+            training.finish()
+
+    def _batch_size(self, pairs, epochs):
+        """As many patches as the recipe's batch has pixels, fewer where the weights see few in all."""
+        recipe = self.recipe
+        full = max(1, recipe.batch_size * 32 * 32 // math.prod(pairs.patch))
+        few = (self.pairs_seen + len(pairs) * epochs) // recipe.min_steps
+        return min(full, max(few, recipe.min_batch_size), len(pairs))
+
+    def predict(self, images, ensemble=None):
+        """Denoises images. Threads may share the model.
+
+        Args:
+            images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Large ones go through
+                the network in overlapping tiles: the memory needed is bounded, the result that of the whole.
+            ensemble: True averages the predictions of several views of each image; see `views`. False predicts once;
+                None averages images up to 64 x 64.
+
+        Returns float32 (N, C, H, W) in [0, 255], not rounded, on the device of `images`.
+        Raises TypeError or ValueError for anything else.
+        """
+        check_images(images, self.architecture.in_channels, "images")
+        images = images.detach()
+        n, _, height, width = images.shape
+        if ensemble is None:
+            ensemble = max(height, width) <= ENSEMBLE_SIDE
+        views = self.views() if ensemble else [(D4[0], False, False)]
+        chunk = max(1, CHUNK // (height * width))
+        result = empty(images.shape, dtype=FLOAT32, device=images.device)
+        for start in range(0, n, chunk):
+            self._predict_tiles(images[start : start + chunk], views, result[start : start + chunk])
+        return result
+
+    def views(self):
+        """What a self-ensemble averages: (element of D4, negative, channels reversed).
+
+        All of D4 for most networks. An equivariant one turns with its input anyway: there it is the image and its
+        negative, each with its channels in both orders, unless their noise was measured to differ.
+        """
+        if not self.network.equivariant:
+            return [(element, False, False) for element in D4]
+        alike = self.architecture.in_channels == 3 and (self.noise is None or self.noise.channel_ratio < CHANNELS_ALIKE)
+        return [
+            (D4[0], negative, reverse)
+            for reverse in ((False, True) if alike else (False,))
+            for negative in (False, True)
+        ]
+
+    def _predict_tiles(self, images, views, result):
+        """Writes the prediction of (B, C, H, W) into `result`; only one tile at a time is on the model's device.
+
+        A tile is predicted with a margin as wide as the network's reach, so that its edges do not show.
+        """
+        height, width = images.shape[2:]
+        margin, tile = self.network.reach, TILE if height * width > CHUNK else max(height, width)
+        for y in range(0, height, tile):
+            for x in range(0, width, tile):
+                top, left = max(0, y - margin), max(0, x - margin)
+                noisy = images[:, :, top : y + tile + margin, left : x + tile + margin].to(self.device).float() / 255
+                clean = sum(from_view(self.network.denoised(to_view(noisy, *view)), *view) for view in views)
+                clean = clean[:, :, y - top : y - top + tile, x - left : x - left + tile]
+                result[:, :, y : y + tile, x : x + tile] = clean.mul(255 / len(views)).clamp_(0, 255)
 
 
-def to_bytes(values):
-    """array("f") -> little-endian float32."""
-    if sys.byteorder == "big":
-        values = values[:]
-        values.byteswap()
-    return values.tobytes()
+def to_view(images, element, negative, reverse):
+    """A symmetry of images in [0, 1], perhaps their negatives, perhaps with the channels in reverse order."""
+    images = apply_d4(images.flip(1) if reverse else images, element)
+    return 1 - images if negative else images
 
 
-def from_bytes(content):
-    """Little-endian float32 -> array("f")."""
-    values = array("f", content)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values
+def from_view(images, element, negative, reverse):
+    """The inverse of `to_view`."""
+    images = invert_d4(1 - images if negative else images, element)
+    return images.flip(1) if reverse else images

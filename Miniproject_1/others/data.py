@@ -1,11 +1,11 @@
 """Makes `train_data.pkl` and `val_data.pkl` in the course's format.
 
-    python Miniproject_1/others/data.py photos FOLDER --out DATA --pairs 50000   # from photographs (needs Pillow)
-    python Miniproject_1/others/data.py scenes --out DATA --pairs 4000           # procedural, needs nothing
-    python Miniproject_1/others/data.py noise gaussian --data DATA --out OTHER   # another noise, same clean images
+    python -m Miniproject_1.others.data photos FOLDER --out DATA --pairs 50000   # from photographs; needs Pillow
+    python -m Miniproject_1.others.data scenes --out DATA --pairs 4000           # from procedural scenes
+    python -m Miniproject_1.others.data noise gaussian --data DATA --out OTHER   # another noise, same clean images
 
-The course's noise is Monte-Carlo point sampling: a square of a picture is cut into 32 x 32 cells, every noisy pixel
-is ONE picture pixel drawn at random from its cell, and the clean image is the mean of each cell. Two noisy images
+The course's noise is Monte-Carlo point sampling. A square crop of a picture is cut into 32 x 32 cells. Every noisy
+pixel is one picture pixel, drawn at random from its cell; the clean image is the mean of each cell. Two noisy images
 are two independent draws. No picture is resized before it is sampled: that would remove most of the noise.
 
 `train_data.pkl` holds `(noisy_1, noisy_2)`, `val_data.pkl` holds `(noisy, clean)`: uint8 tensors (N, 3, 32, 32).
@@ -20,20 +20,35 @@ section 3.
 """
 
 import argparse
+import hashlib
+import itertools
 import math
 import os
 import sys
+import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN, VALIDATION = "train_data.pkl", "val_data.pkl"
 
 CELLS = 32  # cells, that is output pixels, a side
 SMALLEST_CROP = 0.6  # of the picture's shorter side; training crops are drawn between this and 1
 CROPS_PER_SCENE = 20  # validation images and training pairs drawn from one procedural scene
 DEFAULT_PAIRS, DEFAULT_VALIDATION, DEFAULT_SEED = 4000, 1000, 0  # of the data the grader makes for itself
-CACHE = Path(__file__).resolve().parents[2] / ".cache" / "default_data"
+CACHE = ROOT / ".cache" / "default_data"
+USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "noise2noise", "default_data")
+
+PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+PHOTO_THREADS = 4  # each holds a photo of any size, so there are as many on a machine of 100 cores
+WINDOWS_WORKERS = 61  # Windows waits for 63 handles at most; two are the pool's own
 
 SCENE_SIDE = 384  # pixels: cells of 12 pixels, as an ImageNet photo of 500 x 375 has
 LEAF_RADII = (8.0, 200.0)  # pixels, the range of the power law
@@ -43,43 +58,49 @@ LEAF_COVER = 4.0  # area of discs as large as the leaves are long, in scenes; ab
 # ---------------------------------------------------------------------------------------------- point sampling
 
 
-def point_sample(picture, boxes, generator, cells=CELLS):
-    """One noisy image of each square of a picture; another call draws another.
+def point_sample(picture, crops, generator, cells=CELLS):
+    """One noisy image of each crop of a picture; another call draws another.
 
     Args:
         picture: uint8 (C, H, W).
-        boxes: int64 (N, 3), rows of (top, left, side) in pixels, side >= cells, inside the picture.
+        crops: int64 (N, 3), rows of (top, left, side) in pixels, side >= cells, inside the picture.
         generator: `torch.Generator` that draws the samples.
         cells: cells a side S.
 
     Returns uint8 (N, C, S, S).
     """
     channels, _, width = picture.shape
-    rows, columns = cell_edges(boxes, cells)
+    rows, columns = cell_edges(crops, cells)
     y = _inside(rows.unsqueeze(2), 1, generator)
     x = _inside(columns.unsqueeze(1), 2, generator)
     return picture.reshape(channels, -1)[:, y * width + x].transpose(0, 1)
 
 
-def draws_of_each(picture, boxes, draws, generator, cells=CELLS):
-    """`draws` noisy images of each square, uint8 (draws, N, C, S, S); other arguments as for `point_sample`."""
-    return torch.stack([point_sample(picture, boxes, generator, cells) for _ in range(draws)])
+def draws_of_each(picture, crops, draws, generator, cells=CELLS):
+    """`draws` noisy images of each crop, uint8 (draws, N, C, S, S); other arguments as for `point_sample`."""
+    return torch.stack([point_sample(picture, crops, generator, cells) for _ in range(draws)])
 
 
-def cell_means(picture, boxes):
-    """The clean image of each square, uint8 (N, C, 32, 32); arguments as for `point_sample`."""
-    rows, columns = cell_edges(boxes)
-    table = torch.zeros(picture.shape[0], picture.shape[1] + 1, picture.shape[2] + 1, dtype=torch.int64)
-    table[:, 1:, 1:] = picture.long().cumsum(1).cumsum(2)  # summed-area table
-    sums = table[:, rows.unsqueeze(2), columns.unsqueeze(1)].diff(dim=2).diff(dim=3)  # (C, N, S, S)
+def cell_means(picture, crops):
+    """The clean image of each crop, uint8 (N, C, 32, 32); arguments as for `point_sample`."""
+    rows, columns = cell_edges(crops)
+    sums = torch.stack([_cell_sums(picture, *edges) for edges in zip(rows, columns, strict=True)])  # (N, C, S, S)
     area = rows.diff(dim=1).unsqueeze(2) * columns.diff(dim=1).unsqueeze(1)
-    return (sums / area).round().to(torch.uint8).transpose(0, 1)
+    return (sums / area.unsqueeze(1)).round().to(torch.uint8)
 
 
-def cell_edges(boxes, cells=CELLS):
-    """First row and first column of the cells of each square, and the ends: two int64 (N, S + 1)."""
+def _cell_sums(picture, rows, columns):
+    """Sums over the cells of one crop, int64 (C, S, S), one row of cells at a time: large photos need no copy."""
+    first, last = columns[0].item(), columns[-1].item()
+    strips = [picture[:, top:bottom, first:last].sum(1) for top, bottom in itertools.pairwise(rows.tolist())]
+    totals = F.pad(torch.stack(strips, dim=1).cumsum(2), (1, 0))  # (C, S, side + 1), up to each column
+    return totals[:, :, columns - first].diff(dim=2)
+
+
+def cell_edges(crops, cells=CELLS):
+    """First row and first column of the cells of each crop, and the ends: two int64 (N, S + 1)."""
     steps = torch.arange(cells + 1)
-    top, left, side = boxes[:, 0:1], boxes[:, 1:2], boxes[:, 2:3]
+    top, left, side = crops[:, 0:1], crops[:, 1:2], crops[:, 2:3]
     return top + steps * side // cells, left + steps * side // cells
 
 
@@ -91,8 +112,8 @@ def _inside(edges, axis, generator):
     return edges.narrow(axis, 0, cells) + (uniform * size).long()
 
 
-def random_boxes(count, height, width, generator, cells=CELLS):
-    """`count` random squares of at least `cells` pixels a side inside a picture, int64 (count, 3): top, left, side."""
+def random_crops(count, height, width, generator, cells=CELLS):
+    """`count` random crops of at least `cells` pixels a side inside a picture, int64 (count, 3): top, left, side."""
     short = min(height, width)
     smallest = min(short, max(cells, round(SMALLEST_CROP * short)))
     side = torch.randint(smallest, short + 1, (count,), generator=generator)
@@ -101,43 +122,45 @@ def random_boxes(count, height, width, generator, cells=CELLS):
     return torch.stack([top, left, side], dim=1)
 
 
-def centre_box(height, width):
-    """The largest centred square of a picture, int64 (1, 3): top, left, side."""
+def centre_crop(height, width):
+    """The largest centred crop of a picture, int64 (1, 3): top, left, side."""
     side = min(height, width)
     return torch.tensor([[(height - side) // 2, (width - side) // 2, side]])
 
 
 def noisy_pairs(picture, count, seed, cells=CELLS):
-    """`count` pairs `(noisy_a, noisy_b)`, each cells x cells, from random squares of one picture."""
+    """`count` pairs `(noisy_a, noisy_b)`, each cells x cells, from random crops of one picture."""
     generator = torch.Generator().manual_seed(seed)
-    boxes = random_boxes(count, *picture.shape[1:], generator, cells)
-    return tuple(draws_of_each(picture, boxes, 2, generator, cells))
+    crops = random_crops(count, *picture.shape[1:], generator, cells)
+    return tuple(draws_of_each(picture, crops, 2, generator, cells))
 
 
 def noisy_and_clean(picture, count, seed):
-    """`count` times `(noisy, clean)`: of the largest centred square first, then of random squares."""
+    """`count` images `(noisy, clean)`: of the largest centred crop first, then of random crops."""
     generator = torch.Generator().manual_seed(seed)
-    boxes = random_boxes(count, *picture.shape[1:], generator)
-    boxes[:1] = centre_box(*picture.shape[1:])
-    return point_sample(picture, boxes, generator), cell_means(picture, boxes)
+    crops = random_crops(count, *picture.shape[1:], generator)
+    crops[:1] = centre_crop(*picture.shape[1:])
+    return point_sample(picture, crops, generator), cell_means(picture, crops)
 
 
-def noisy_and_others(picture, count, seed, draws=8, inputs=None):
-    """`count` pairs `(noisy, mean of others)`: squares of one picture are drawn `draws` times each (at least 2), and
-    the first `inputs` of these draws (None: all) come with the rounded mean of the other draws of their square.
+def noisy_and_mean(picture, count, seed, draws=8, inputs=None):
+    """`count` pairs `(noisy, mean)` from random crops of one picture.
 
-    To learn from the mean is to learn from all the pairs of the one draw with each of the others at once: the sum of
-    their squared errors differs from the squared error against the mean by what no prediction can change.
+    Each crop is drawn `draws` times, at least twice. Each of its first `inputs` draws (None: all) comes with the
+    rounded mean of its other draws. To learn from the mean is to learn from all pairs of the one draw with each of the
+    others at once: the sum of their squared errors differs from the squared error against the mean by a constant.
     """
     generator = torch.Generator().manual_seed(seed)
     inputs = draws if inputs is None else inputs
+    if draws < 2:
+        raise ValueError(f"draws must be at least 2, one to learn from and one for the mean; got {draws}")
     if not 1 <= inputs <= draws:
         raise ValueError(f"inputs must be between 1 and the number of draws, {draws}; got {inputs}")
-    boxes = random_boxes(math.ceil(count / inputs), *picture.shape[1:], generator)
-    every = draws_of_each(picture, boxes, draws, generator)
+    crops = random_crops(math.ceil(count / inputs), *picture.shape[1:], generator)
+    every = draws_of_each(picture, crops, draws, generator)
     noisy = every[:inputs]
-    others = (every.sum(0, dtype=torch.int32) - noisy).float() / (draws - 1)
-    return noisy.flatten(0, 1)[:count], others.round().to(torch.uint8).flatten(0, 1)[:count]
+    means = (every.sum(0, dtype=torch.int32) - noisy).float() / (draws - 1)
+    return noisy.flatten(0, 1)[:count], means.round().to(torch.uint8).flatten(0, 1)[:count]
 
 
 def draw_pairs(pictures, pairs, seed, draw=noisy_pairs):
@@ -146,8 +169,8 @@ def draw_pairs(pictures, pairs, seed, draw=noisy_pairs):
     Args:
         pictures: list of uint8 (C, H, W).
         pairs: number of pairs N.
-        seed: another seed gives other squares and other noise.
-        draw: `noisy_pairs`, `noisy_and_others`, `other_noises_and_others` or `noisy_and_clean`.
+        seed: another seed gives other crops and other noise.
+        draw: `noisy_pairs`, `noisy_and_mean`, `other_noises_and_mean` or `noisy_and_clean`.
 
     Returns the two images of each pair: uint8 (N, C, 32, 32) twice.
     """
@@ -174,15 +197,40 @@ def _shuffled(parts, seed):
 
 
 def photo_files(folder):
-    """The files below a folder that look like photographs, sorted. ValueError where there is none."""
-    folder = Path(folder)
-    if not folder.is_dir():
+    """The photographs below a folder, by their endings, sorted, each file once; links are followed.
+
+    What has such an ending but is no regular file is named on stderr: to read a pipe would never end. ValueError where
+    there is no photo.
+    """
+    if not Path(folder).is_dir():
         raise ValueError(f"photos are read from a folder; {str(folder)!r} is not one")
-    endings = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    files = {}
+    for path in sorted(path for path in _files_below(folder) if path.suffix.lower() in PHOTO_ENDINGS):
+        if path.is_file():
+            files.setdefault(os.path.realpath(path), path)
+        else:
+            tell(f"skipped: {path} is not a regular file")
     if not files:
-        raise ValueError(f"no photo in {str(folder)!r}: expected files ending in {', '.join(sorted(endings))}")
-    return files
+        endings = ", ".join(sorted(PHOTO_ENDINGS))
+        raise ValueError(f"no photo in {str(folder)!r}: expected files ending in {endings}")
+    return list(files.values())
+
+
+def _files_below(folder):
+    """Every file below a folder. Folders that are links are entered, each folder once: links may make circles."""
+
+    def skipped(error):
+        tell(f"skipped: {error.filename}: {error.strerror}")
+
+    entered = set()
+    for parent, folders, files in os.walk(folder, onerror=skipped, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders.sort()  # in place: the order in which `walk` goes on
+        yield from (Path(parent, name) for name in files)
 
 
 def load_photo(path):
@@ -213,21 +261,29 @@ def load_photos(folder):
 
 
 def _of_readable_photos(folder, function, progress=None):
-    """`function(path, photo)` of each readable photo. ValueError where there is none."""
-    files = photo_files(folder)
+    """`function(path, photo)` of each readable photo; copies count once. ValueError where there is none.
+
+    A photo and its copy would land in training and in validation.
+    """
+    files, results = photo_files(folder), {}
 
     def call(path):
         try:
-            return [function(path, load_photo(path))]
-        except ValueError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+            result = function(path, load_photo(path))
+            return [(hashlib.sha256(path.read_bytes()).digest(), result)]
+        except (ValueError, OSError) as error:
+            tell(f"skipped: {error}")
             return []
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = [result for found in _watched(pool.map(call, files), len(files), progress) for result in found]
+    with ThreadPoolExecutor(PHOTO_THREADS) as pool:
+        found = [item for items in _watched(pool.map(call, files), len(files), progress) for item in items]
+    for digest, result in found:
+        results.setdefault(digest, result)
     if not results:
         raise ValueError(f"no photo in {str(folder)!r} could be read; see the names above")
-    return results
+    if len(results) < len(found):
+        tell(f"left out: {len(found) - len(results)} of {len(found)} photos, byte for byte copies of others")
+    return list(results.values())
 
 
 # ---------------------------------------------------------------------------------------------- procedural scenes
@@ -288,69 +344,95 @@ def _scene_job(job):
 # ---------------------------------------------------------------------------------------------- other noises
 
 
+def _gaussian(images, level, generator):
+    return images + level * torch.randn(images.shape, generator=generator)
+
+
+def _poisson(images, level, generator):
+    return torch.poisson(images / 255 * level, generator=generator) / level * 255
+
+
+def _bernoulli(images, level, generator):
+    return images.masked_fill(_random_pixels(images, level, generator), 0)
+
+
+def _impulse(images, level, generator):
+    hit = _random_pixels(images, level, generator)
+    return torch.where(hit, (torch.rand(images.shape, generator=generator) * 256).floor(), images)
+
+
+def _random_pixels(images, level, generator):
+    """A bool mask (N, 1, H, W), each pixel True with probability `level`."""
+    return torch.rand(len(images), 1, *images.shape[2:], generator=generator) < level
+
+
+class Noise(NamedTuple):
+    """A noise that `add_noise` adds, and its levels."""
+
+    function: Callable  # (images, level, generator) -> images, float32 in grey values
+    level: float  # of the `noise` command
+    learnt: tuple[float, float]  # the lowest and the highest level that the shipped weights learnt from
+    limits: tuple[float, float]  # levels must lie between these: at them, or beyond, no image or no noise is left
+
+
+NOISES = {
+    "gaussian": Noise(_gaussian, 25.0, (3.0, 75.0), (0.0, 1000.0)),  # standard deviation in grey values
+    "poisson": Noise(_poisson, 30.0, (4.0, 400.0), (0.01, 1e6)),  # photons at white
+    "bernoulli": Noise(_bernoulli, 0.5, (0.1, 0.9), (0.0, 1.0)),  # share of the pixels set to 0
+    "impulse": Noise(_impulse, 0.3, (0.05, 0.6), (0.0, 1.0)),  # share of the pixels set to a uniformly random colour
+}
+
+
 def add_noise(clean, kind, level, generator):
     """One noisy version of clean images by a noise of the Noise2Noise paper (its section 3).
 
     Args:
         clean: (N, C, H, W) in [0, 255].
-        kind: 'gaussian' (level: standard deviation in grey values), 'poisson' (level: photons at white),
-            'bernoulli' (level: share of pixels set to 0) or 'impulse' (level: share of pixels replaced by a
-            uniformly random colour).
-        level: a number, or one for each image, (N, 1, 1, 1).
+        kind: a name in `NOISES`.
+        level: a number between the limits of the noise, or one for each image, (N, 1, 1, 1).
         generator: `torch.Generator`.
 
     Returns:
         uint8 (N, C, H, W). Rounding and clipping to 0..255 bias Gaussian and Poisson noise near black and white.
+
+    Raises ValueError for another kind or level.
     """
-    images = clean.float()
-    if kind == "gaussian":
-        images = images + level * torch.randn(images.shape, generator=generator)
-    elif kind == "poisson":
-        images = torch.poisson(images / 255 * level, generator=generator) / level * 255
-    elif kind in ("bernoulli", "impulse"):
-        hit = torch.rand(len(images), 1, *images.shape[2:], generator=generator) < level
-        value = torch.rand(images.shape, generator=generator) * 256 if kind == "impulse" else torch.zeros(())
-        images = torch.where(hit, value.floor(), images)
-    else:
-        raise ValueError(f"noise must be one of {', '.join(NOISE_LEVELS)}; got {kind!r}")
-    return images.round().clamp(0, 255).to(torch.uint8)
+    check_noise(kind, level)
+    return NOISES[kind].function(clean.float(), level, generator).round().clamp(0, 255).to(torch.uint8)
 
 
-NOISE_LEVELS = {
-    "gaussian": 25.0,
-    "poisson": 30.0,
-    "bernoulli": 0.5,
-    "impulse": 0.3,
-}  # the levels the command uses
-NOISE_RANGES = {  # the levels to learn from
-    "gaussian": (3.0, 75.0),
-    "poisson": (4.0, 400.0),
-    "bernoulli": (0.1, 0.9),
-    "impulse": (0.05, 0.6),
-}
+def check_noise(kind, level):
+    """Raises ValueError unless `kind` is a name in `NOISES` and `level` one or more of its levels."""
+    if kind not in NOISES:
+        raise ValueError(f"noise must be one of {', '.join(NOISES)}; got {kind!r}")
+    levels, (low, high) = torch.as_tensor(level), NOISES[kind].limits
+    if not ((low < levels) & (levels < high)).all():  # NaN is not between them, either
+        raise ValueError(f"the level of {kind} noise must lie between {low:g} and {high:g}; got {level}")
 
 
-def other_noises_and_others(picture, count, seed, draws=32):
-    """`count` pairs `(noisy, mean of others)` whose noisy images have other noise than one sample a pixel.
+def other_noises_and_mean(picture, count, seed, draws=32):
+    """`count` pairs `(noisy, mean)` whose noisy images have other noise than one sample a pixel.
 
-    Each random square of the picture is drawn `draws` times (at least 8). The last quarter's rounded mean is what the
-    noisy images of the square come with. Those are, in random order: the mean of some of the other draws, and the mean
-    of all of them with each kind of `add_noise` added, at levels between those of NOISE_RANGES, evenly in their
-    logarithm. Noisy images are all that is drawn: a mean of draws stands in for the clean image that noise is added to.
+    Each random crop of the picture is drawn `draws` times, at least 8. The rounded mean of the last quarter is the
+    second image of each pair. The first images are, in random order: the mean of some of the other draws, and the mean
+    of all of them with each of `NOISES` added, at levels between those learnt from, evenly in their logarithm.
+    A mean of draws stands in for the clean image that noise is added to: no clean image takes part.
     """
+    if draws < 8:
+        raise ValueError(f"draws must be at least 8; got {draws}")
     generator = torch.Generator().manual_seed(seed)
-    boxes = random_boxes(math.ceil(count / (1 + len(NOISE_RANGES))), *picture.shape[1:], generator)
-    every = draws_of_each(picture, boxes, draws, generator).float()
-    sources, others = every.split([draws - draws // 4, draws // 4])
+    crops = random_crops(math.ceil(count / (1 + len(NOISES))), *picture.shape[1:], generator)
+    every = draws_of_each(picture, crops, draws, generator).float()
+    sources, targets = every.split([draws - draws // 4, draws // 4])
 
     def levels(low, high):
-        return low * (high / low) ** torch.rand(len(boxes), 1, 1, 1, generator=generator)
+        return low * (high / low) ** torch.rand(len(crops), 1, 1, 1, generator=generator)
 
     samples = levels(2, len(sources) + 1).long()
-    noisy = [(sources.cumsum(0)[samples.flatten() - 1, torch.arange(len(boxes))] / samples).round().to(torch.uint8)]
-    noisy += [add_noise(sources.mean(0), kind, levels(*ends), generator) for kind, ends in NOISE_RANGES.items()]
+    noisy = [(sources.cumsum(0)[samples.flatten() - 1, torch.arange(len(crops))] / samples).round().to(torch.uint8)]
+    noisy += [add_noise(sources.mean(0), kind, levels(*noise.learnt), generator) for kind, noise in NOISES.items()]
     order = torch.randperm(len(noisy), generator=generator)
-    target = others.mean(0).round().to(torch.uint8).expand(len(noisy), *every.shape[1:])
+    target = targets.mean(0).round().to(torch.uint8).expand(len(noisy), *every.shape[1:])
     return torch.stack(noisy)[order].flatten(0, 1)[:count], target.flatten(0, 1)[:count]
 
 
@@ -360,7 +442,7 @@ def other_noises_and_others(picture, count, seed, draws=32):
 def from_photos(folder, pairs, validation, seed, progress=None):
     """`(noisy_1, noisy_2), (noisy, clean)` from a folder of photographs; None for the one whose count is 0.
 
-    Training takes random squares of each photo, validation its largest centred square before any other. Where both are
+    Training takes random crops of each photo, validation its largest centred crop before any other. Where both are
     asked for, every tenth photo is for validation and none is for both.
     """
     files = _of_readable_photos(folder, lambda path, photo: path, progress)
@@ -372,7 +454,7 @@ def from_photos(folder, pairs, validation, seed, progress=None):
 
     def data(files, draw, count, seed):
         jobs = _share(len(files), count, seed)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(PHOTO_THREADS) as pool:
             parts = pool.map(lambda job: draw(load_photo(files[job[0]]), *job[1:]), jobs)
             return _shuffled(list(_watched(parts, len(jobs), progress)), seed)
 
@@ -388,7 +470,7 @@ def from_scenes(pairs, validation, seed, progress=None):
     jobs = [(noisy_pairs, first + scene) for scene in range(math.ceil(pairs / CROPS_PER_SCENE))]
     jobs += [(noisy_and_clean, first + 1_000_000 + s) for s in range(math.ceil(validation / CROPS_PER_SCENE))]
     context = get_context("spawn")  # forked workers would inherit the thread pool of torch, and hang
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+    with ProcessPoolExecutor(_workers(len(jobs)), mp_context=context) as pool:
         parts = list(_watched(pool.map(_scene_job, jobs), len(jobs), progress))
     split = math.ceil(pairs / CROPS_PER_SCENE)
     return tuple(
@@ -397,31 +479,84 @@ def from_scenes(pairs, validation, seed, progress=None):
     )
 
 
-def save_data(folder, train, validation):
-    """Writes `train_data.pkl` and `val_data.pkl`, each to a temporary name first; None leaves a file alone."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, tensors in (("train_data.pkl", train), ("val_data.pkl", validation)):
-        if tensors is not None:
-            _save(folder / name, tensors)
-
-
-def _save(path, tensors):
-    """As `save_whole` of `model.py`, which the grader's data must not need."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save(tuple(tensor.contiguous() for tensor in tensors), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _workers(jobs):
+    """How many processes to start for a number of jobs."""
+    most = WINDOWS_WORKERS if sys.platform == "win32" else jobs
+    return max(1, min(os.cpu_count() or 1, jobs, most))
 
 
 def default_data(folder=CACHE, progress=None):
-    """The folder of the embedded default data set, made from procedural scenes on first use (under a minute)."""
-    folder = Path(folder)
-    if not (folder / "train_data.pkl").exists() or not (folder / "val_data.pkl").exists():
-        save_data(folder, *from_scenes(DEFAULT_PAIRS, DEFAULT_VALIDATION, DEFAULT_SEED, progress))
-    return folder
+    """The folder of the embedded default data set, made from procedural scenes on first use (under a minute).
+
+    Where the folder cannot be written, the data are kept in the user's cache. ValueError where that cannot be, either.
+    """
+    for place in (Path(folder), USER_CACHE):
+        if (place / TRAIN).is_file() and (place / VALIDATION).is_file():
+            return place
+        try:
+            check_folder(place)
+        except ValueError as error:
+            reason = error
+            continue
+        try:
+            save_data(place, *from_scenes(DEFAULT_PAIRS, DEFAULT_VALIDATION, DEFAULT_SEED, progress))
+        except OSError as error:
+            raise ValueError(f"the default data cannot be kept: {error}; use -d with data of your own") from error
+        return place
+    raise ValueError(f"there is no place for the default data: {reason}; use -d with data of your own") from reason
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def read_pairs(path):
+    """The two tensors, uint8 (N, 3, H, W), of a `train_data.pkl` or `val_data.pkl`. ValueError for anything else."""
+    path, expected = Path(path), "expected two uint8 tensors (N, 3, H, W) of one shape, as data.py writes them"
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; {expected}")
+    try:
+        pair = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # torch raises half a dozen kinds, some of which advise to run foreign code
+        raise ValueError(f"{path} is damaged or something else; {expected}") from error
+    if not isinstance(pair, tuple | list) or not all(isinstance(images, torch.Tensor) for images in pair):
+        raise ValueError(f"{path} holds one {type(pair).__name__}; {expected}")
+    found = [(images.dtype, *images.shape) for images in pair]
+    if len(pair) != 2 or found[0] != found[1] or pair[0].dtype != torch.uint8 or pair[0].shape[1:2] != (3,):
+        raise ValueError(f"{path} holds {', '.join(map(str, found)) or 'nothing'}; {expected}")
+    if pair[0].ndim != 4 or not pair[0].numel():
+        raise ValueError(f"{path} holds no images, but {found[0][1:]}; {expected}")
+    return tuple(pair)
+
+
+def save_data(folder, train, validation):
+    """Writes `train_data.pkl` and `val_data.pkl`, each whole or not at all; None leaves a file alone."""
+    from Miniproject_1.model import save_atomically  # only here: data are made without a model.py, too
+
+    folder = Path(os.path.realpath(folder))  # a link to a folder that is not there yet
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, tensors in ((TRAIN, train), (VALIDATION, validation)):
+        if tensors is not None:
+            save_atomically(tuple(tensor.contiguous() for tensor in tensors), folder / name)
+
+
+def check_folder(folder):
+    """Raises ValueError unless `save_data` can write to the folder."""
+    for name in (TRAIN, VALIDATION):
+        check_writable(Path(folder) / name)
+
+
+def check_writable(path):
+    """Raises ValueError unless a file can be written at the path; missing folders do not matter. Leaves nothing."""
+    target = Path(os.path.realpath(path))
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(f"{target} is a folder")
+        folder = next(parent for parent in target.parents if os.path.lexists(parent))
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}; choose another place") from error
 
 
 def psnr(images, clean):
@@ -438,9 +573,30 @@ def psnr_of_each(images, clean):
 # ---------------------------------------------------------------------------------------------- command line
 
 
+def tell(message):
+    """Prints a line on stderr; programs without a console have none."""
+    if sys.stderr is not None:
+        print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def plain_errors(command):
+    """For the whole of a command: errors that its user can mend end it with one line.
+
+    Characters that an output cannot encode, as in the names of files, are escaped: no message is lost for them.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    except (ValueError, ImportError, OSError) as error:
+        sys.exit(f"{command}: {' '.join(str(error).split())}")
+
+
 def progress_bar(done, total):
     """Draws a bar on stderr, if that is a terminal."""
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         filled = 40 * done // total
         end = "\n" if done == total else ""
         print(f"\r[{'#' * filled}{'.' * (40 - filled)}] {done}/{total}", end=end, file=sys.stderr, flush=True)
@@ -454,56 +610,79 @@ def _watched(items, total, progress):
 
 
 def count(text):
-    """A number of pairs or images, for the command line."""
-    if int(text) < 0:
+    """A number of pairs or images, or a seed, for the command line."""
+    if not 0 <= int(text) < 2**32:
         raise ValueError
     return int(text)
 
 
+def positive(text):
+    """A number of at least 1, for the command line."""
+    if not count(text):
+        raise ValueError
+    return int(text)
+
+
+def summary(doc):
+    """The first paragraph of a docstring; `python -OO` has none."""
+    return doc and doc.split("\n\n")[0]
+
+
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     commands = parser.add_subparsers(dest="command", required=True)
     photos = commands.add_parser("photos", help="from a folder of photographs")
-    photos.add_argument("folder", type=Path)
+    photos.add_argument("folder", type=Path, help="folder of photographs; those in its subfolders count, too")
     scenes = commands.add_parser("scenes", help="from procedural scenes")
     for command in (photos, scenes):
-        command.add_argument("--pairs", type=count, default=50_000, help="training pairs; 0: no train_data.pkl")
-        command.add_argument("--validation", type=count, default=1_000, help="images; 0: no val_data.pkl")
+        command.add_argument("--pairs", type=count, default=50_000, help="training pairs (default 50000); 0: none")
+        command.add_argument("--validation", type=count, default=1_000, help="images (default 1000); 0: none")
     noise = commands.add_parser("noise", help="another noise on the clean images of a val_data.pkl")
-    noise.add_argument("kind", choices=NOISE_LEVELS)
-    noise.add_argument("--data", type=Path, required=True, help="folder with the val_data.pkl to take images from")
-    noise.add_argument("--level", type=float, help="strength; see add_noise")
+    noise.add_argument("kind", choices=NOISES)
+    noise.add_argument("--data", type=Path, required=True, help="folder of the val_data.pkl")
+    noise.add_argument("--level", type=float, help="standard deviation, photons at white, or share of the pixels")
     for command in (photos, scenes, noise):
         command.add_argument("--out", type=Path, required=True, help="folder to write to")
-        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--seed", type=count, default=0, help="another one draws other data (default 0)")
     return parser.parse_args(arguments)
 
 
 def make_data(options):
     """The two parts that the command asks for; see `from_photos`."""
+    if options.command == "noise":
+        return with_noise(options.data, options.kind, options.level, options.seed)
+    if not options.pairs and not options.validation:
+        raise ValueError("--pairs and --validation are both 0: there is nothing to make")
     if options.command == "photos":
         return from_photos(options.folder, options.pairs, options.validation, options.seed, progress_bar)
-    if options.command == "scenes":
-        return from_scenes(options.pairs, options.validation, options.seed, progress_bar)
-    _, clean = torch.load(options.data / "val_data.pkl", weights_only=True)
-    level = NOISE_LEVELS[options.kind] if options.level is None else options.level
-    generator = torch.Generator().manual_seed(options.seed)
-    noisy_a, noisy_b = (add_noise(clean, options.kind, level, generator) for _ in range(2))
+    return from_scenes(options.pairs, options.validation, options.seed, progress_bar)
+
+
+def with_noise(folder, kind, level, seed):
+    """`(noisy_1, noisy_2), (noisy, clean)` with another noise on the clean images of a folder's `val_data.pkl`."""
+    level = NOISES[kind].level if level is None else level
+    check_noise(kind, level)
+    if Path(folder).is_file():
+        raise ValueError(f"--data takes the folder that holds {VALIDATION}; got the file {folder}")
+    _, clean = read_pairs(Path(folder) / VALIDATION)
+    generator = torch.Generator().manual_seed(seed)
+    noisy_a, noisy_b = (add_noise(clean, kind, level, generator) for _ in range(2))
     return (noisy_a, noisy_b), (noisy_a, clean)
 
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    try:
+    with plain_errors("data.py"):
+        check_folder(options.out)
         train, validation = make_data(options)
-    except (ValueError, ImportError, FileNotFoundError) as error:
-        sys.exit(f"data.py: {error}")
-    save_data(options.out, train, validation)
-    if train is not None:
-        print(f"train_data.pkl: {len(train[0])} pairs")
-    if validation is not None:
-        print(f"val_data.pkl: {len(validation[0])} images, the noisy ones at {psnr(*validation):.2f} dB")
+        save_data(options.out, train, validation)
+        if train is not None:
+            print(f"{TRAIN}: {len(train[0])} pairs")
+        if validation is not None:
+            print(f"{VALIDATION}: {len(validation[0])} images, the noisy ones at {psnr(*validation):.2f} dB")
 
 
 if __name__ == "__main__":
+    if not __package__:  # run as a file: begin the path as `python -m` in the root does
+        sys.path[0] = str(ROOT)
     main()

@@ -1,11 +1,11 @@
 """Finds out what the score depends on: trains named variants of recipe, network and data, each on its own.
 
-    python Miniproject_1/others/experiments.py run PHOTOS --validate val_data.pkl --seeds 0 1 --out results.jsonl
-    python Miniproject_1/others/experiments.py table results.jsonl
+    python -m Miniproject_1.others.experiments run PHOTOS --validate val_data.pkl --seeds 0 1 2 --out results.jsonl
+    python -m Miniproject_1.others.experiments table Miniproject_1/others/results.jsonl
 
-The pairs are drawn from a folder of photographs, the same for every variant but for those of the data. Every run
-appends one line of JSON; a run whose line the file already holds is not repeated. Several `--pairs` give the curve of
-the score against the seconds of training. Networks that did not pay live here, not in `model.py`.
+The pairs are drawn from a folder of photographs. One seed draws the same pairs for every variant, but for those of the
+data. Every run appends one line of JSON; a run whose line the file already holds is not repeated. Several `--pairs`
+give the curve of the score against the seconds of training. Networks that did not pay live here, not in `model.py`.
 
 Sources of the networks' parts: K. He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016 (pre-activation);
 L. Chen et al., "Simple Baselines for Image Restoration", ECCV 2022 (multiplied halves, 1 x 1 and depthwise
@@ -13,6 +13,7 @@ convolutions around layer norm).
 """
 
 import argparse
+import datetime
 import functools
 import itertools
 import json
@@ -20,6 +21,7 @@ import math
 import operator
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,26 +33,34 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 from Miniproject_1.model import (
     REPORT_RECIPE,
     Model,
     Recipe,
     ResidualBlock,
     ResidualUNet,
-    convolution,
+    conv,
     he_initialised,
     make_equivariant,
     zero_initialised,
 )
 from Miniproject_1.others.data import (
+    check_writable,
+    count,
     draw_pairs,
     load_photos,
     noisy_and_clean,
-    noisy_and_others,
+    noisy_and_mean,
     noisy_pairs,
+    plain_errors,
+    positive,
     progress_bar,
     psnr,
+    read_pairs,
+    summary,
 )
 
 # ---------------------------------------------------------------------------------------------- blocks
@@ -86,7 +96,7 @@ class Multiplied(ResidualBlock):
 
     def __init__(self, width, cell):
         super().__init__(width, cell)
-        self.first = convolution(width, 2 * width)
+        self.first = conv(width, 2 * width)
 
     def forward(self, x):
         u, v = self.first(x).chunk(2, dim=1)
@@ -103,9 +113,9 @@ class Depthwise(nn.Module):
     def __init__(self, width, cell):
         super().__init__()
         self.norm1, self.norm2 = nn.GroupNorm(1, width), nn.GroupNorm(1, width)
-        self.widen1, self.widen2 = (convolution(width, 2 * width, kernel=1) for _ in range(2))
+        self.widen1, self.widen2 = (conv(width, 2 * width, kernel=1) for _ in range(2))
         self.across = he_initialised(nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width))
-        self.narrow1, self.narrow2 = (convolution(width, width, kernel=1) for _ in range(2))
+        self.narrow1, self.narrow2 = (conv(width, width, kernel=1) for _ in range(2))
 
     def forward(self, x):
         u, v = self.across(self.widen1(self.norm1(x))).chunk(2, dim=1)
@@ -151,51 +161,12 @@ class Flat(nn.Module):
 
     def __init__(self, width, blocks):
         super().__init__()
-        self.first, self.last = convolution(3, width), zero_initialised(convolution(width, 3))
+        self.first, self.last = conv(3, width), zero_initialised(conv(width, 3))
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
         make_equivariant(self)
 
     def forward(self, images):
         return images + self.last(F.relu(self.blocks(F.relu(self.first(4 * (images - 0.5))))))
-
-
-class Levels(nn.Module):
-    """Our network with any number of levels; `blocks[k]` residual blocks on each side of level k."""
-
-    def __init__(self, width, blocks):
-        super().__init__()
-        self.multiple = 2 ** (len(blocks) - 1)
-        self.first, self.last = convolution(3, width), zero_initialised(convolution(width, 3))
-        self.level = Level(width, blocks)
-        with torch.no_grad():
-            self.first.weight.div_(6**0.5)
-        make_equivariant(self)
-
-    def forward(self, images):
-        return images + self.last(F.relu(self.level(F.relu(self.first(4 * (images - 0.5))))))
-
-
-class Level(nn.Module):
-    """Residual blocks around the next level, at half the resolution with twice the features."""
-
-    def __init__(self, width, blocks):
-        super().__init__()
-        chains = [nn.Sequential(*(ResidualBlock(width) for _ in range(blocks[0]))) for _ in range(2)]
-        self.encode, self.decode = chains if len(blocks) > 1 else (chains[0], nn.Identity())
-        self.inner = None
-        if len(blocks) > 1:
-            self.down = convolution(width, 2 * width, kernel=2, stride=2)
-            self.inner = Level(2 * width, blocks[1:])
-            self.up = he_initialised(nn.ConvTranspose2d(2 * width, width, 2, stride=2))
-            with torch.no_grad():
-                for layer in (self.down, self.up):
-                    layer.weight.div_(6**0.5)
-
-    def forward(self, x):
-        x = self.encode(x)
-        if self.inner is not None:
-            x = x + self.up(self.inner(F.relu(self.down(x))))
-        return self.decode(x)
 
 
 # ---------------------------------------------------------------------------------------------- variants
@@ -214,13 +185,13 @@ class Variant:
     pairs: float = 1.0  # share of the pairs asked for that are drawn
 
 
-def only_adam(rate):
-    return Variant({"muon_rate": 0, "adam_rate": rate})
+def only_adam(lr):
+    return Variant({"muon_lr": 0, "adam_lr": lr})
 
 
 def averaged(draws, inputs=None):
-    """Targets that are means of draws - 1 noisy images: not exchangeable with the one noisy image."""
-    return Variant({"exchange": False}, draw=functools.partial(noisy_and_others, draws=draws, inputs=inputs))
+    """Targets that are means of draws - 1 noisy images; they have less noise, so no pixels are swapped."""
+    return Variant({"swap_pixels": False}, draw=functools.partial(noisy_and_mean, draws=draws, inputs=inputs))
 
 
 VARIANTS = {
@@ -233,13 +204,13 @@ VARIANTS = {
     "width 64": Variant(sizes={"width": 64}),
     "not equivariant": Variant(sizes={"equivariant": False}),
     "not equivariant, width 24": Variant(sizes={"equivariant": False, "width": 24}),
-    "not equivariant, flips alone": Variant({"transposed": False}, sizes={"equivariant": False}),
+    "not equivariant, flips alone": Variant({"transpose": False}, sizes={"equivariant": False}),
     "width 32, 2 blocks a stage": Variant(sizes={"width": 32, "blocks": 2}),
     "2 blocks a stage": Variant(sizes={"blocks": 2}),
     "2 inner blocks": Variant(sizes={"inner_blocks": 2}),
     "2 blocks a stage, 2 inner": Variant(sizes={"blocks": 2, "inner_blocks": 2}),
     "flat, 4 blocks": Variant(network=lambda: Flat(40, 4)),
-    "three levels": Variant(network=lambda: Levels(40, (1, 1, 1))),
+    "three levels": Variant(sizes={"levels": 3}),
     "leaky ReLU": with_activation(nn.LeakyReLU(0.1)),
     "GELU": with_activation(nn.GELU()),
     "SiLU": with_activation(nn.SiLU()),
@@ -251,32 +222,32 @@ VARIANTS = {
     "inputs x1": Variant(network=lambda: Scaled(1)),
     "inputs x2": Variant(network=lambda: Scaled(2)),
     "inputs x8": Variant(network=lambda: Scaled(8)),
-    "Muon 1e-3": Variant({"muon_rate": 1e-3}),
-    "Muon 2e-3": Variant({"muon_rate": 2e-3}),
-    "Muon 8e-3": Variant({"muon_rate": 8e-3}),
-    "Adam 2e-3 beside Muon": Variant({"adam_rate": 2e-3}),
-    "Adam 1e-2 beside Muon": Variant({"adam_rate": 1e-2}),
+    "Muon 1e-3": Variant({"muon_lr": 1e-3}),
+    "Muon 2e-3": Variant({"muon_lr": 2e-3}),
+    "Muon 8e-3": Variant({"muon_lr": 8e-3}),
+    "Adam 2e-3 beside Muon": Variant({"adam_lr": 2e-3}),
+    "Adam 1e-2 beside Muon": Variant({"adam_lr": 1e-2}),
     "Adam alone 1e-3": only_adam(1e-3),
     "Adam alone 2e-3": only_adam(2e-3),
     "Adam alone 4e-3": only_adam(4e-3),
     "Adam alone 8e-3": only_adam(8e-3),
-    "batch 8": Variant({"batch": 8}),
-    "batch 32": Variant({"batch": 32}),
-    "constant rate": Variant({"scheduled": False}),
-    "no averaging": Variant({"averaging": 0.0}),
-    "averaging 0.98": Variant({"averaging": 0.98}),
-    "averaging 0.999": Variant({"averaging": 0.999}),
-    "no exchange": Variant({"exchange": False}),
+    "batch 8": Variant({"batch_size": 8}),
+    "batch 32": Variant({"batch_size": 32}),
+    "constant rate": Variant({"constant_lr": True}),
+    "no averaging": Variant({"ema_decay": 0.0}),
+    "EMA decay 0.9": Variant({"ema_decay": 0.9}),
+    "EMA decay 0.98": Variant({"ema_decay": 0.98}),
+    "no pixel swap": Variant({"swap_pixels": False}),
     "no negatives": Variant({"negatives": False}),
-    "images weighted alike": Variant({"easy_first": 0.0}),
-    "easy first 0.0005": Variant({"easy_first": 0.0005}),
-    "easy first 0.01": Variant({"easy_first": 0.01}),
+    "images weighted alike": Variant({"variance_floor": None}),
+    "variance floor 0.0005": Variant({"variance_floor": 0.0005}),
+    "variance floor 0.01": Variant({"variance_floor": 0.01}),
     "means of 3 noisy targets": averaged(4),
     "means of 7 noisy targets": averaged(8),
     "means of 7 noisy targets, gates": replace(averaged(8), sizes={"gates": True}),
     "means of 15 noisy targets": averaged(16),
     "means of 31 noisy targets, a quarter learnt from": averaged(32, inputs=8),
-    "clean targets": Variant({"exchange": False}, draw=noisy_and_clean),
+    "clean targets": Variant({"swap_pixels": False}, draw=noisy_and_clean),
     "half of the photos": Variant(photos=0.5),
     "an eighth of the photos": Variant(photos=0.125),
     "64 x 64, a quarter of the pairs": Variant(draw=functools.partial(noisy_pairs, cells=64), pairs=0.25),
@@ -289,17 +260,29 @@ def make_model(variant, seed):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = variant.network()
-        model.network = network.to(model.device, memory_format=torch.channels_last)
+        model.network = network.to(model.device)
     return model
 
 
 # ---------------------------------------------------------------------------------------------- runs
 
 
-def processor():
+def processor(device):
+    """What computes, for the results: threads, processor and the numbers it multiplies, or the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     capabilities = torch.cpu.get_capabilities()
     kind = "bfloat16" if capabilities.get("avx512_bf16") else "float32"
     return f"{torch.get_num_threads()} x {capabilities.get('cpu_name', platform.machine())}, {kind}"
+
+
+def commit():
+    """The short hash of the commit that is checked out; None outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @torch.no_grad()
@@ -311,98 +294,157 @@ def multiply_adds(network, device="cpu", side=32):
 
 
 def run(name, seed, photos, count, epochs, validation):
-    """Trains one variant; returns its size and what came out."""
+    """Trains one variant; returns its settings, its size and what came out."""
     variant = VARIANTS[name]
     model = make_model(variant, seed)
     some = photos[: math.ceil(variant.photos * len(photos))]
     pairs = draw_pairs(some, math.ceil(variant.pairs * count), seed, variant.draw)
-    parameters = sum(p.numel() for p in model.network.parameters())
-    size = {"parameters": parameters, "multiply_adds": multiply_adds(model.network, model.device)}
-    return size | trained_and_scored(model, pairs, epochs, validation)
+    row = {
+        "network": {"class": type(model.network).__name__, **model.sizes},
+        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "multiply_adds": multiply_adds(model.network, model.device),
+    }
+    return row | trained_and_scored(model, pairs, epochs, validation)
 
 
 def trained_and_scored(model, pairs, epochs, validation):
-    """Seconds of training and dB after it; the model is that of either project."""
+    """The recipe, the seconds of training and the dB after it; the model is that of either project."""
     noisy, clean = validation
     began = time.monotonic()
     model.train(*pairs, epochs, progress=lambda step, steps, _: progress_bar(step, steps))
     seconds = time.monotonic() - began
     return {
+        "recipe": asdict(model.recipe),
+        "machine": processor(model.device),
         "seconds": round(seconds, 1),
         "single": round(psnr(model.predict(noisy, ensemble=False), clean), 3),
         "ensemble": round(psnr(model.predict(noisy, ensemble=True), clean), 3),
     }
 
 
+# ---------------------------------------------------------------------------------------------- results
+
+KEYS = ("variant", "seed", "pairs", "epochs", "parameters", "multiply_adds", "seconds", "single", "ensemble")
+
+
 def read_results(path):
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of a file of results, dicts that hold KEYS at least. ValueError names a line that is damaged."""
+    rows = []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["variant"], str) or not all(isinstance(row[key], int | float) for key in KEYS[1:]):
+                raise ValueError
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"line {number} of {path} is damaged: mend it or take it out: {line[:80]!r}") from error
+        rows.append(row)
+    return rows
+
+
+def append_result(path, row):
+    """Adds a line to a file of results, in one write: those of several processes do not mix."""
+    line = json.dumps(row).encode() + b"\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b", buffering=0) as file:
+        if file.seek(0, 2):
+            file.seek(-1, 2)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        if file.write(line) < len(line):
+            raise OSError(f"{path}: the disk is full; its last line is damaged")
 
 
 def run_all(options, variants, run):
     """Runs what is asked for and not done yet."""
-    validation = torch.load(options.validate, weights_only=True)
-    photos = load_photos(options.photos)
+    check_writable(options.out)
+    validation = read_pairs(options.validate)
     identity = operator.itemgetter("seed", "pairs", "variant", "epochs")
-    done = {identity(row) for row in read_results(options.out)}
+    done = set()
+    if options.out.exists():
+        done = {identity(row) for row in read_results(options.out)}
+        options.out.open("ab").close()  # OSError now, not after the training
+    photos = load_photos(options.photos)
+    about = {"commit": commit(), "torch": torch.__version__, "python": platform.python_version()}
     for job in itertools.product(options.seeds, options.pairs, options.only or variants, options.epochs):
         if job in done:
             continue
-        seed, count, name, epochs = job
-        row = {"variant": name, "seed": seed, "pairs": count, "epochs": epochs}
-        row |= run(name, seed, photos, count, epochs, validation)
-        row |= {"machine": processor(), "torch": torch.__version__}
-        with options.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        about = f"{name}, seed {seed}, {count} pairs, {epochs} epochs"
-        print(f"{about}: {row['single']:.3f} dB, {row['seconds']:.0f} s", flush=True)
+        seed, pairs, name, epochs = job
+        row = {"variant": name, "seed": seed, "pairs": pairs, "epochs": epochs}
+        row |= run(name, seed, photos, pairs, epochs, validation)
+        append_result(options.out, row | about | {"recorded": datetime.date.today().isoformat()})
+        job = f"{name}, seed {seed}, {pairs} pairs, {epochs} epochs"
+        print(f"{job}: {row['single']:.3f} dB, {row['seconds']:.0f} s", flush=True)
 
 
 def table(rows):
-    """A Markdown table: a line for each variant and number of pairs, means over the seeds, the best first.
+    """A Markdown table: a line for each variant and number of pairs, means over its n seeds, the best first.
 
-    Where there are several seeds, the standard deviation of their single passes follows.
+    The single pass comes with its standard error over the seeds. Of the difference to "ours" both are taken over the
+    seeds that the two have in common: most of what a seed changes, it changes for both.
     """
     groups = {}
     for row in rows:
-        groups.setdefault((row["pairs"], row["epochs"], row["variant"]), []).append(row)
-    lines = [[-mean(group, "single"), *key, group] for key, group in groups.items()]
-    lines.sort(key=lambda line: (line[1], line[2], line[0]))
-    head = "| variant | parameters | multiply-adds | pairs | epochs | seeds | single pass | self-ensemble | s |\n"
-    return head + 9 * "|---" + "|\n" + "\n".join(table_line(*line) for line in lines)
+        groups.setdefault((row["pairs"], row["epochs"]), {}).setdefault(row["variant"], []).append(row)
+    head = "| variant | parameters | multiply-adds | pairs | epochs | n | single pass | to ours | self-ensemble | s |\n"
+    lines = [head + 10 * "|---" + "|"]
+    for _, variants in sorted(groups.items()):
+        by_score = sorted(variants.values(), key=lambda rows: -statistics.fmean(values(rows, "single")))
+        lines += [table_line(rows, variants.get("ours", [])) for rows in by_score]
+    return "\n".join(lines)
 
 
-def table_line(score, pairs, epochs, name, rows):
-    size = f"{rows[0]['parameters']:,} | {rows[0]['multiply_adds'] / 1e6:.0f} M"
-    deviation = f" ± {statistics.stdev(row['single'] for row in rows):.3f}" if len(rows) > 1 else ""
-    scores = f"{-score:.3f}{deviation} | {mean(rows, 'ensemble'):.3f} | {mean(rows, 'seconds'):.0f}"
-    return f"| {name} | {size} | {pairs:,} | {epochs} | {len(rows)} | {scores} |"
+def table_line(rows, ours):
+    first, base = rows[0], {row["seed"]: row["single"] for row in ours}
+    differences = [row["single"] - base[row["seed"]] for row in rows if rows is not ours and row["seed"] in base]
+    cells = [
+        first["variant"],
+        f"{first['parameters']:,}",
+        f"{first['multiply_adds'] / 1e6:.0f} M",
+        f"{first['pairs']:,}",
+        first["epochs"],
+        len(rows),
+        with_error(values(rows, "single")),
+        with_error(differences, "+"),
+        f"{statistics.fmean(values(rows, 'ensemble')):.3f}",
+        f"{statistics.fmean(values(rows, 'seconds')):.0f}",
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
-def mean(rows, name):
-    return sum(row[name] for row in rows) / len(rows)
+def values(rows, key):
+    return [row[key] for row in rows]
+
+
+def with_error(numbers, sign=""):
+    """The mean and its standard error, which takes two numbers; nothing for none."""
+    if not numbers:
+        return ""
+    error = f" ± {statistics.stdev(numbers) / math.sqrt(len(numbers)):.3f}" if len(numbers) > 1 else ""
+    return f"{statistics.fmean(numbers):{sign}.3f}{error}"
 
 
 def parse_arguments(arguments, variants):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("run", help="train the variants")
     training.add_argument("photos", type=Path, help="folder of photographs to draw the pairs from")
     training.add_argument("--validate", type=Path, required=True, help="a val_data.pkl to score on")
-    training.add_argument("--pairs", type=int, nargs="+", default=[15_600])
-    training.add_argument("--epochs", type=int, nargs="+", default=[1])
-    training.add_argument("--seeds", type=int, nargs="+", default=[0])
+    training.add_argument("--pairs", type=positive, nargs="+", default=[15_600], help="default 15600")
+    training.add_argument("--epochs", type=positive, nargs="+", default=[1], help="default 1")
+    training.add_argument("--seeds", type=count, nargs="+", default=[0], help="default 0")
     training.add_argument("--only", nargs="+", choices=variants, metavar="NAME", help="these variants instead of all")
     training.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
-    commands.add_parser("table", help="print the results as a table").add_argument("results", type=Path)
+    printing = commands.add_parser("table", help="print the results as a table")
+    printing.add_argument("results", type=Path, help="file of JSON lines")
     return parser.parse_args(arguments)
 
 
 def main(arguments=None, variants=VARIANTS, run=run):
     options = parse_arguments(arguments, variants)
-    if options.command == "run":
-        run_all(options, variants, run)
-    else:
-        print(table(read_results(options.results)))
+    with plain_errors("experiments.py"):
+        if options.command == "run":
+            run_all(options, variants, run)
+        else:
+            print(table(read_results(options.results)))
 
 
 if __name__ == "__main__":

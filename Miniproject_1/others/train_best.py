@@ -1,24 +1,19 @@
-"""Trains the weights that ship as `bestmodel.pth`, on photographs, with fresh squares and fresh noise all the time.
+"""Trains the weights that ship as `bestmodel.pth`, on photographs, with fresh crops and fresh noise all the time.
 
-    python Miniproject_1/others/train_best.py PHOTOS --pairs 2000000 --validate val_data.pkl --out new.pth
+    python -m Miniproject_1.others.train_best PHOTOS --pairs 2000000 --validate val_data.pkl --out new.pth
 
-Only noisy images are ever drawn: no clean one takes part. With `--draws 8` every square is drawn eight times, and each
-draw is learnt from against the other seven at once, by their mean: seven pairs for the price of one, and so much less
-noise in the gradients. With `--inputs 2` only two of the eight are, so that there are four times as many squares. With
-`--other-noise 0.1` a tenth of the pairs has other noise; see `data.other_noises_and_others`.
+`shipped_weights.sh`, beside this file, holds the runs that made them. Only noisy images are ever drawn: no clean one
+takes part. With `--draws 8` every crop is drawn eight times. Each draw is learnt from against the mean of the other
+seven: seven pairs for the price of one, and much less noise in the gradients. With `--inputs 2` only two of the eight
+are learnt from, so that there are four times as many crops. With `--other-noise 0.1` a tenth of the pairs has other
+noise; see `data.other_noises_and_mean`.
 
 The run stops at any time and goes on, exactly, from its checkpoint `new.pth.checkpoint` when the same command is given
 again. The learning rate rises and falls once over all the pairs asked for, so `--pairs` is chosen by the time there is.
 `new.pth` always holds the averaged weights so far.
-
-The shipped weights come from five runs, each started from the one before: 360,000 pairs with 8 draws at width 48 with 2
-blocks and 2 inner ones; 420,000 more with gates and a third block; then, with 32 draws, 8 inputs, batches of 32, an
-`easy_first` of 0.001 and rates of 2.5e-3 for Muon and 3e-3 for Adam, 100,000 and 400,000 with an eighth of other noise;
-in the same way, with a third inner block, an `averaging` of 0.998 and a sixteenth of other noise, 540,000.
 """
 
 import argparse
-import dataclasses
 import functools
 import sys
 import time
@@ -26,106 +21,134 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 from Miniproject_1.model import (
     Model,
     Pairs,
     Recipe,
     ResidualBlock,
     Training,
-    rate,
+    lr_factor,
     read_weights,
-    save_whole,
+    save_atomically,
     zero_initialised,
 )
 from Miniproject_1.others.data import (
+    check_writable,
+    count,
     draw_pairs,
     load_photos,
-    noisy_and_others,
+    noisy_and_mean,
     noisy_pairs,
-    other_noises_and_others,
+    other_noises_and_mean,
+    plain_errors,
+    positive,
     psnr,
+    read_pairs,
+    summary,
 )
+
+RECIPE_OPTIONS = {
+    "batch_size": "pairs a step",
+    "muon_lr": "peak rate of the hidden weights",
+    "adam_lr": "peak rate of all others",
+    "ema_decay": "of the averaged weights",
+    "variance_floor": "of the loss's weighting",
+}
+
+
+def share(text):
+    """A number from 0 to 1, for the command line."""
+    if not 0 <= float(text) <= 1:
+        raise ValueError
+    return float(text)
 
 
 def shared_parser(description):
     """A parser of what the commands of both projects take."""
-    parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=summary(description))
     parser.add_argument("photos", type=Path, help="folder of photographs to learn from")
     parser.add_argument("--out", type=Path, required=True, help="weights file to write")
-    parser.add_argument("--pairs", type=int, required=True, help="noisy pairs to learn from, all in all")
-    parser.add_argument("--draws", type=int, default=8, help="of each square; 1: a new square for every pair")
-    parser.add_argument("--inputs", type=int, help="draws of each square that are learnt from; default: all")
-    parser.add_argument("--other-noise", type=float, default=0.0, help="share of the pairs that have another noise")
-    parser.add_argument("--round", type=int, default=20_000, help="pairs between two checkpoints")
+    parser.add_argument("--pairs", type=positive, required=True, help="noisy pairs to learn from, all in all")
+    parser.add_argument(
+        "--draws", type=positive, default=8, help="of each crop; 1: a new crop for each pair (default 8)"
+    )
+    parser.add_argument("--inputs", type=positive, help="draws of each crop that are learnt from (default: all)")
+    parser.add_argument(
+        "--other-noise", type=share, default=0.0, help="share of pairs that have other noise (default 0)"
+    )
+    parser.add_argument("--round", type=positive, default=20_000, help="pairs between checkpoints (default 20000)")
     parser.add_argument("--validate", type=Path, help="a val_data.pkl to report the PSNR on after each round")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=count, default=0, help="of the first weights and all draws (default 0)")
     return parser
 
 
 def parse_arguments(arguments=None):
     parser = shared_parser(__doc__)
-    parser.add_argument("--start", type=Path, help="weights to begin with, of as many blocks or fewer; default: fresh")
-    for name in ("width", "blocks", "inner_blocks"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="of the network; see ResidualUNet")
+    parser.add_argument("--start", type=Path, help="weights to begin with, of as many blocks or fewer (default: fresh)")
+    for name in ("width", "blocks", "inner_blocks", "levels"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=positive, help="of the network; see ResidualUNet")
     parser.add_argument("--gates", action="store_true", default=None, help="of the network; see ResidualUNet")
-    for name in ("batch", "muon_rate", "adam_rate", "averaging", "easy_first"):
-        field = {field.name: field for field in dataclasses.fields(Recipe)}[name]
-        parser.add_argument(f"--{name.replace('_', '-')}", type=field.type, default=field.default)
+    for name, text in RECIPE_OPTIONS.items():
+        default = getattr(Recipe, name)
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=type(default), default=default, help=f"{text} (default {default})")
     return parser.parse_args(arguments)
 
 
 def exchangeable(options):
-    """Whether the noise of both images of a pair is alike, so that they may exchange pixels."""
+    """Whether the noise of both images of a pair is alike, so that their pixels may be swapped."""
     return options.draws == 1 and not options.other_noise
 
 
 def make_model(options):
-    recipe = Recipe(
-        batch=options.batch,
-        muon_rate=options.muon_rate,
-        adam_rate=options.adam_rate,
-        averaging=options.averaging,
-        easy_first=options.easy_first,
-        exchange=exchangeable(options),
-    )
+    """The model that the options ask for; ValueError where `--start` holds no weights for it."""
+    chosen = {name: getattr(options, name) for name in RECIPE_OPTIONS}
+    recipe = Recipe(swap_pixels=exchangeable(options), **chosen)
     start = read_weights(options.start) if options.start else {"sizes": {}}
-    given = {name: getattr(options, name) for name in ("width", "blocks", "inner_blocks", "gates")}
+    given = {name: getattr(options, name) for name in ("width", "blocks", "inner_blocks", "levels", "gates")}
     sizes = start["sizes"] | {name: size for name, size in given.items() if size is not None}
     model = Model(recipe=recipe, seed=options.seed, **sizes)
     if options.start:
-        grow(model.network, start["weights"])
+        try:
+            grow(model.network, start["weights"])
+        except RuntimeError as error:
+            raise ValueError(f"{options.start} holds weights of another network, not of {sizes}: {error}") from error
         model.pairs_seen = start["pairs_seen"]
     return model
 
 
 def grow(network, weights):
     """Takes over the weights of a network of the same width; blocks and gates that it lacks begin as the identity."""
-    network.load_state_dict(weights, strict=False)
+    unused = network.load_state_dict(weights, strict=False).unexpected_keys
+    if unused:
+        raise RuntimeError(f"there is no place for {', '.join(unused)}")
     for name, block in network.named_modules():
         if isinstance(block, ResidualBlock) and f"{name}.second.weight" not in weights:
             zero_initialised(block.second)
 
 
 def draw_round(photos, number, options):
-    """The fresh pairs of one round, those of other noise last: one draw of a square and another, or others' mean."""
+    """The fresh pairs of one round, those of other noise last: one draw of a crop and another, or the others' mean."""
     draw = noisy_pairs
     if options.draws > 1:
-        draw = functools.partial(noisy_and_others, draws=options.draws, inputs=options.inputs)
+        draw = functools.partial(noisy_and_mean, draws=options.draws, inputs=options.inputs)
     others, seed = round(options.other_noise * options.round), 1000 * options.seed + number
     pairs = draw_pairs(photos, options.round - others, seed, draw)
     if not others:
         return pairs
-    return tuple(map(torch.cat, zip(pairs, draw_pairs(photos, others, seed, other_noises_and_others), strict=True)))
+    return tuple(map(torch.cat, zip(pairs, draw_pairs(photos, others, seed, other_noises_and_mean), strict=True)))
 
 
 def train_round(model, training, photos, number, options):
     """Learns from one round of fresh pairs; returns the mean loss."""
     pairs = Pairs(*draw_round(photos, number, options), model.device)
-    steps = max(1, options.pairs // options.batch)
+    steps = max(1, options.pairs // options.batch_size)
     losses = []
-    for index in torch.randperm(len(pairs), generator=training.generator).split(options.batch):
-        factor = rate(min(training.steps, steps), steps)
+    for index in torch.randperm(len(pairs), generator=training.generator).split(options.batch_size):
+        factor = lr_factor(min(training.steps, steps), steps)
         losses.append(training.step(*pairs.batch(index, training.generator), factor))
     return torch.stack(losses).mean().item()
 
@@ -148,27 +171,45 @@ def report(path, validation):
     return psnr(model.predict(validation[0], ensemble=False), validation[1])
 
 
-def main(arguments=None):
-    options = parse_arguments(arguments)
-    model = make_model(options)
-    training = Training(model.network, model.recipe, options.seed)
-    checkpoint, first = options.out.with_name(options.out.name + ".checkpoint"), 0
-    start = model.pairs_seen
-    if checkpoint.exists():
+def resume(training, checkpoint):
+    """(rounds done, pairs seen before them) from a checkpoint, with which the training goes on."""
+    try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         training.load_state_dict(state["training"])
-        first, start = state["round"], state["start"]
-    validation = torch.load(options.validate, weights_only=True) if options.validate else None
+        return state["round"], state["start"]
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # damaged files make torch raise half a dozen kinds
+        raise ValueError(
+            f"{checkpoint} is damaged or of a run with other settings; give those, another --out, or remove it"
+        ) from error
+
+
+def train(options, validation):
+    """Runs the rounds that are not done yet; after each, writes weights and checkpoint and prints a line."""
+    checkpoint = options.out.with_name(options.out.name + ".checkpoint")
+    for path in (options.out, checkpoint):
+        check_writable(path)
+    model = make_model(options)
+    training = Training(model.network, model.recipe, options.seed)
+    first, start = resume(training, checkpoint) if checkpoint.exists() else (0, model.pairs_seen)
     photos = load_photos(options.photos)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     for number in range(first, -(-options.pairs // options.round)):
         began = time.monotonic()
         loss = train_round(model, training, photos, number, options)
         model.pairs_seen = start + (number + 1) * options.round
         write_averaged(model, training, options.out)
-        save_whole({"training": training.state_dict(), "round": number + 1, "start": start}, checkpoint)
+        save_atomically({"training": training.state_dict(), "round": number + 1, "start": start}, checkpoint)
         decibels = report(options.out, validation)
         seconds = time.monotonic() - began
         print(f"{model.pairs_seen} pairs, loss {loss:.5f}, {decibels:.3f} dB, {seconds:.0f} s", flush=True)
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    with plain_errors("train_best.py"):
+        train(options, read_pairs(options.validate) if options.validate else None)
 
 
 if __name__ == "__main__":

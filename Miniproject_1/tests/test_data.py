@@ -1,11 +1,17 @@
 """The data command: exact sampling, procedural scenes, other noises, files."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from Miniproject_1.others import data
+
+FOLDER = Path(data.__file__).parent
+posix = pytest.mark.skipif(os.name != "posix", reason="file names, pipes and limits of POSIX")
 
 
 def picture(height=70, width=101, seed=0):
@@ -13,9 +19,18 @@ def picture(height=70, width=101, seed=0):
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
 
 
-def cells_of(image, box):
+def save_photo(path, value):
+    """A photo of one grey value."""
+    pytest.importorskip("PIL.Image").new("RGB", (40, 40), (value, value, value)).save(path)
+
+
+def stop(*_):
+    raise AssertionError("the work has begun")
+
+
+def cells_of(image, crop):
     """Rows of (y, x, pixels of the cell) by plain loops: the oracle."""
-    top, left, side = box
+    top, left, side = crop
     edges = [k * side // 32 for k in range(33)]
     for y in range(32):
         for x in range(32):
@@ -24,21 +39,21 @@ def cells_of(image, box):
             yield y, x, image[:, rows, columns].flatten(1)
 
 
-@pytest.mark.parametrize("box", [(0, 0, 70), (3, 31, 64), (5, 2, 32), (1, 0, 45)])
-def test_samples_are_pixels_of_their_cell_and_clean_is_its_mean(box):
+@pytest.mark.parametrize("crop", [(0, 0, 70), (3, 31, 64), (5, 2, 32), (1, 0, 45)])
+def test_samples_are_pixels_of_their_cell_and_clean_is_its_mean(crop):
     image = picture()
-    boxes = torch.tensor([box])
-    noisy = data.point_sample(image, boxes, torch.Generator().manual_seed(1))[0]
-    clean = data.cell_means(image, boxes)[0]
-    for y, x, pixels in cells_of(image, box):
+    crops = torch.tensor([crop])
+    noisy = data.point_sample(image, crops, torch.Generator().manual_seed(1))[0]
+    clean = data.cell_means(image, crops)[0]
+    for y, x, pixels in cells_of(image, crop):
         assert (pixels == noisy[:, y, x, None]).all(0).any()  # one pixel, all its channels
         assert torch.equal(clean[:, y, x], pixels.float().mean(1).round().byte())
 
 
 def test_every_pixel_of_a_cell_is_drawn_equally_often():
     image = picture(64, 64)  # cells of 2 x 2
-    boxes = torch.tensor([[0, 0, 64]]).expand(2000, 3)
-    noisy = data.point_sample(image, boxes, torch.Generator().manual_seed(0)).float()
+    crops = torch.tensor([[0, 0, 64]]).expand(2000, 3)
+    noisy = data.point_sample(image, crops, torch.Generator().manual_seed(0)).float()
     for y, x, pixels in list(cells_of(image, (0, 0, 64)))[::97]:
         shares = (noisy[:, :, y, x, None] == pixels).all(1).float().mean(0)
         assert (shares - 0.25).abs().max() < 0.06
@@ -46,10 +61,10 @@ def test_every_pixel_of_a_cell_is_drawn_equally_often():
 
 def test_the_two_draws_differ_and_are_unbiased():
     image = picture(320, 320)
-    boxes = torch.tensor([[0, 0, 320]]).expand(400, 3)
+    crops = torch.tensor([[0, 0, 320]]).expand(400, 3)
     generator = torch.Generator().manual_seed(0)
-    a, b = (data.point_sample(image, boxes, generator).float() for _ in range(2))
-    clean = data.cell_means(image, boxes[:1]).float()
+    a, b = (data.point_sample(image, crops, generator).float() for _ in range(2))
+    clean = data.cell_means(image, crops[:1]).float()
     assert not torch.equal(a, b)
     assert (a.mean(0) - clean).abs().mean() < 4  # 74 / sqrt(400) = 3.7 of 255 a pixel
     correlation = ((a - clean) * (b - clean)).mean() / ((a - clean).square().mean())
@@ -57,34 +72,37 @@ def test_the_two_draws_differ_and_are_unbiased():
 
 
 def test_each_draw_comes_with_the_mean_of_the_others():
-    a, b = data.noisy_and_others(picture(320, 320), 6, seed=0, draws=3)
-    a, b = a.view(3, 2, 3, 32, 32).float(), b.view(3, 2, 3, 32, 32).float()  # three draws of two squares
+    a, b = data.noisy_and_mean(picture(320, 320), 6, seed=0, draws=3)
+    a, b = a.view(3, 2, 3, 32, 32).float(), b.view(3, 2, 3, 32, 32).float()  # three draws of two crops
     for one, two, three in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
         assert torch.equal(b[one], ((a[two] + a[three]) / 2).round())
     assert (a[0] - a[1]).abs().mean() > 50
-    assert len(data.noisy_and_others(picture(), 5, seed=0, draws=3)[0]) == 5
+    assert len(data.noisy_and_mean(picture(), 5, seed=0, draws=3)[0]) == 5
 
 
-def test_fewer_inputs_than_draws_leave_more_squares():
-    every = data.noisy_and_others(picture(320, 320), 8, seed=0, draws=4)
-    some = data.noisy_and_others(picture(320, 320), 4, seed=0, draws=4, inputs=2)  # of the same two squares
+def test_fewer_inputs_than_draws_leave_more_crops():
+    every = data.noisy_and_mean(picture(320, 320), 8, seed=0, draws=4)
+    some = data.noisy_and_mean(picture(320, 320), 4, seed=0, draws=4, inputs=2)  # of the same two crops
     for all_four, first_two in zip(every, some, strict=True):
         assert torch.equal(all_four[:4], first_two)
     for inputs in (0, 5):
         with pytest.raises(ValueError, match="between 1 and the number of draws, 4"):
-            data.noisy_and_others(picture(), 4, seed=0, draws=4, inputs=inputs)
+            data.noisy_and_mean(picture(), 4, seed=0, draws=4, inputs=inputs)
+    for draw, draws in ((data.noisy_and_mean, 1), (data.other_noises_and_mean, 7)):
+        with pytest.raises(ValueError, match=rf"draws must be at least {draws + 1}.*got {draws}"):
+            draw(picture(), 4, seed=0, draws=draws)
 
 
 def test_other_noises_come_with_draws_they_were_not_made_of():
     image = picture(320, 320)
-    a, b = (column.view(5, 4, 3, 32, 32) for column in data.other_noises_and_others(image, 20, seed=0, draws=40))
-    clean = data.cell_means(image, data.random_boxes(4, 320, 320, torch.Generator().manual_seed(0))).float()
-    assert (b == b[0]).all()  # five images of each square
+    a, b = (column.view(5, 4, 3, 32, 32) for column in data.other_noises_and_mean(image, 20, seed=0, draws=40))
+    clean = data.cell_means(image, data.random_crops(4, 320, 320, torch.Generator().manual_seed(0))).float()
+    assert (b == b[0]).all()  # five images of each crop
     assert (b - clean).std().item() == pytest.approx(74 / 10**0.5, rel=0.05)  # means of a quarter of the draws
     errors = (a - clean).square().mean((2, 3, 4)).mean(1)  # of the five kinds
     assert errors.min() < 74**2 / 2 and errors.max() > 74**2 / 2  # from means of draws to black pixels
     assert ((a - clean) * (b - clean)).mean().abs() < 15  # 74^2 / 40 = 137 if all had the same 40 draws
-    assert len(data.other_noises_and_others(image, 3, seed=0)[0]) == 3
+    assert len(data.other_noises_and_mean(image, 3, seed=0)[0]) == 3
 
 
 def test_larger_pairs_have_more_cells():
@@ -94,14 +112,14 @@ def test_larger_pairs_have_more_cells():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 90), (375, 500), (61, 40)])
-def test_random_boxes_stay_inside(size):
-    boxes = data.random_boxes(500, *size, torch.Generator().manual_seed(0))
-    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] >= 32).all()
-    assert (boxes[:, :2] + boxes[:, 2:] <= torch.tensor(size)).all()
-    assert boxes[:, 2].max() == min(size)
+def test_random_crops_stay_inside(size):
+    crops = data.random_crops(500, *size, torch.Generator().manual_seed(0))
+    assert (crops[:, :2] >= 0).all() and (crops[:, 2] >= 32).all()
+    assert (crops[:, :2] + crops[:, 2:] <= torch.tensor(size)).all()
+    assert crops[:, 2].max() == min(size)
 
 
-def test_validation_begins_with_the_centred_square():
+def test_validation_begins_with_the_centred_crop():
     image = picture(64, 100)
     clean = data.noisy_and_clean(image, 3, 0)[1]
     assert torch.equal(clean[0], data.cell_means(image, torch.tensor([[0, 18, 64]]))[0])
@@ -172,7 +190,7 @@ def test_photo_command_skips_and_names_what_it_cannot_read(tmp_path, capsys):
 
 def test_no_photo_is_in_training_and_validation(tmp_path, monkeypatch):
     for number in range(11):
-        (tmp_path / f"{number:02}.png").write_bytes(b"")
+        (tmp_path / f"{number:02}.png").write_text(str(number))
     monkeypatch.setattr(data, "load_photo", lambda path: torch.full((3, 40, 40), int(path.stem), dtype=torch.uint8))
     train, validation = data.from_photos(tmp_path, 30, 6, seed=0)
     assert train[0].unique().tolist() == list(range(1, 10)) and validation[0].unique().tolist() == [0, 10]
@@ -226,16 +244,16 @@ def test_noise_command_takes_the_images_of_another_set(tmp_path):
     assert (noisy.float() - clean.float()).std().item() == pytest.approx(5, rel=0.1)
 
 
-@pytest.mark.parametrize("option", ["--pairs", "--validation"])
+@pytest.mark.parametrize("option", ["--pairs", "--validation", "--seed"])
 def test_negative_numbers_are_refused(tmp_path, option, capsys):
     with pytest.raises(SystemExit):
         data.main(["scenes", "--out", str(tmp_path), option, "-5"])
     assert "invalid count value: '-5'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", data.NOISE_LEVELS)
+@pytest.mark.parametrize("kind", data.NOISES)
 def test_every_image_may_have_a_level_of_its_own(kind):
-    clean, (low, high) = torch.full((2, 3, 32, 32), 128, dtype=torch.uint8), data.NOISE_RANGES[kind]
+    clean, (low, high) = torch.full((2, 3, 32, 32), 128, dtype=torch.uint8), data.NOISES[kind].learnt
     levels = torch.tensor([low, high]).view(2, 1, 1, 1)
     noisy = data.add_noise(clean, kind, levels, torch.Generator().manual_seed(0))
     for index, level in enumerate((low, high)):
@@ -253,3 +271,246 @@ def test_psnr_is_the_mean_over_images():
     clean = torch.zeros(2, 3, 4, 4)
     images = torch.tensor([25.5, 2.55]).view(2, 1, 1, 1).expand_as(clean)
     assert data.psnr(images, clean) == pytest.approx((20 + 40) / 2)
+
+
+# ---------------------------------------------------------------------------------------------- what goes wrong
+
+
+@pytest.fixture
+def course_data(tmp_path):
+    """A folder with a small val_data.pkl."""
+    clean = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    data.save_data(tmp_path / "data", None, (clean, clean.flip(0)))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [(kind, level) for kind in data.NOISES for level in (0, -1, float("nan"), float("inf"))]
+    + [("bernoulli", 1), ("impulse", 1.5), ("poisson", 1e-9), ("gaussian", 1e9)],
+)
+def test_levels_that_are_no_levels_are_refused_before_any_work(kind, level, course_data, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=rf"level of {kind} noise must lie between"):
+        data.add_noise(torch.zeros(2, 3, 4, 4), kind, torch.tensor([0.5, level]).view(2, 1, 1, 1), torch.Generator())
+    monkeypatch.setattr(data, "read_pairs", stop)
+    with pytest.raises(SystemExit, match=r"data\.py: the level .* must lie between"):
+        data.main(["noise", kind, f"--level={level}", "--data", str(course_data), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_levels_to_learn_from_are_levels():
+    for kind, noise in data.NOISES.items():
+        for level in (noise.level, *noise.learnt):
+            data.check_noise(kind, level)
+
+
+def test_programs_without_a_console_make_data(course_data, tmp_path, monkeypatch):
+    (tmp_path / "broken.png").write_bytes(b"no photo")
+    save_photo(tmp_path / "a.png", 1)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    data.main(["noise", "gaussian", "--data", str(course_data), "--out", str(tmp_path / "noise")])
+    data.main(["photos", str(tmp_path), "--pairs", "2", "--validation", "0", "--out", str(tmp_path / "photos")])
+    assert (tmp_path / "noise" / "val_data.pkl").is_file() and (tmp_path / "photos" / "train_data.pkl").is_file()
+
+
+def test_without_stderr_nothing_of_it_is_printed_on_stdout(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    data.tell("skipped")
+    data.progress_bar(1, 2)
+    assert capsys.readouterr().out == ""
+
+
+@posix
+def test_linked_folders_are_read_each_photo_once(tmp_path):
+    photos, disk = tmp_path / "photos", tmp_path / "disk"
+    photos.mkdir()
+    disk.mkdir()
+    for folder, name in ((photos, "own.png"), (disk, "a.png"), (disk, "b.png")):
+        (folder / name).write_text(name)
+    (photos / "album").symlink_to(disk)
+    (photos / "same").symlink_to(disk)
+    (photos / "again.png").symlink_to(photos / "own.png")
+    (disk / "circle").symlink_to(photos)
+    assert data.photo_files(photos) == [photos / name for name in ("again.png", "album/a.png", "album/b.png")]
+
+
+@posix
+def test_what_is_no_regular_file_is_named_and_not_opened(tmp_path, capsys):
+    (tmp_path / "a.png").write_text("a")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "nowhere.png").symlink_to(tmp_path / "missing")
+    (tmp_path / "itself.png").symlink_to(tmp_path / "itself.png")
+    assert data.photo_files(tmp_path) == [tmp_path / "a.png"]
+    errors = capsys.readouterr().err
+    assert all(name in errors for name in ("pipe.png", "nowhere.png", "itself.png"))
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.png").write_text("a")
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert data.photo_files(tmp_path) == [tmp_path / "a.png"]
+    assert "closed: Permission denied" in capsys.readouterr().err
+
+
+def test_copies_of_a_photo_count_once(tmp_path, capsys):
+    for number in range(3):
+        save_photo(tmp_path / f"{number}.png", number)
+    for number in range(3, 12):
+        (tmp_path / f"{number:02}.png").write_bytes((tmp_path / "2.png").read_bytes())
+    train, validation = data.from_photos(tmp_path, 20, 20, seed=0)
+    assert validation[1].unique().tolist() == [0] and train[0].unique().tolist() == [1, 2]
+    assert "left out: 9 of 12 photos" in capsys.readouterr().err
+    assert len(data.load_photos(tmp_path)) == 3
+
+
+@posix
+def test_names_and_outputs_of_any_encoding_lose_no_message(tmp_path, capsys):
+    odd = tmp_path / os.fsdecode(b"\xff caf\xc3\xa9")
+    odd.mkdir()
+    save_photo(odd / os.fsdecode(b"\xfe.png"), 7)
+    (odd / os.fsdecode(b"\xfd.png")).write_bytes(b"no photo")
+    data.main(["photos", str(odd), "--pairs", "2", "--validation", "0", "--out", str(odd / "out")])
+    assert len(data.read_pairs(odd / "out" / "train_data.pkl")[0]) == 2
+    assert r"skipped: \udcfd.png" in capsys.readouterr().err
+    with data.plain_errors("x"):
+        print(odd)
+    assert r"\udcff" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["scenes"], ["photos", "x"], ["noise", "gaussian", "--data", "x"]], ids=str)
+def test_places_that_cannot_be_written_are_told_before_the_work(command, tmp_path, monkeypatch):
+    for name in ("from_scenes", "from_photos", "with_noise"):
+        monkeypatch.setattr(data, name, stop)
+    (tmp_path / "taken").write_text("x")
+    (tmp_path / "folder" / "val_data.pkl").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    for place in ("taken", "taken/below", "folder"):
+        with pytest.raises(SystemExit, match=r"data\.py: .*cannot be written"):
+            data.main([*command, "--out", str(tmp_path / place)])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_asking_for_nothing_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="nothing to make"):
+        data.main(["scenes", "--pairs", "0", "--validation", "0", "--out", str(tmp_path / "out")])
+
+
+def run_python(*arguments, **options):
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, **options)
+
+
+@posix
+def test_a_full_disk_is_told_in_a_line_and_leaves_no_file(tmp_path):
+    data.save_data(tmp_path / "data", None, 2 * (torch.zeros(100, 3, 32, 32, dtype=torch.uint8),))
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (99_999, 99_999)); "
+    code += "from Miniproject_1.others import data; data.main()"
+    command = ["noise", "gaussian", "--data", tmp_path / "data", "--out", tmp_path / "out"]
+    result = run_python("-c", code, *command, cwd=data.ROOT)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "train_data.pkl cannot be written" in result.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@posix
+def test_clean_images_of_large_photos_need_no_copy_of_them():
+    code = """
+import resource, torch
+from Miniproject_1.others import data
+photo = torch.full((3, 4000, 4000), 9, dtype=torch.uint8)
+data.cell_means(photo[:, :100, :100], data.centre_crop(100, 100))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+data.cell_means(photo, data.centre_crop(4000, 4000))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / before)
+"""
+    assert float(run_python("-c", code, cwd=data.ROOT).stdout) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("system", "cores", "jobs", "workers"),
+    [("win32", 96, 200, 61), ("linux", 96, 200, 96), ("linux", 96, 3, 3), ("win32", None, 3, 1), ("linux", 4, 0, 1)],
+)
+def test_there_are_no_more_workers_than_the_system_takes_or_there_is_work_for(
+    system, cores, jobs, workers, monkeypatch
+):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert data._workers(jobs) == workers
+
+
+@pytest.mark.parametrize("name", ["data", "experiments", "other_noise", "train_best"])
+def test_commands_run_as_files_without_docstrings(name, tmp_path):
+    result = run_python("-OO", FOLDER / f"{name}.py", "--help", cwd=tmp_path)
+    assert result.returncode == 0 and "usage:" in result.stdout, result.stderr
+
+
+def test_commands_run_as_modules():
+    assert "usage:" in run_python("-m", "Miniproject_1.others.train_best", "--help", cwd=data.ROOT).stdout
+
+
+def test_the_file_makes_data_in_worker_processes(tmp_path):
+    options = ["scenes", "--pairs", "3", "--validation", "0", "--out", "out"]
+    result = run_python(FOLDER / "data.py", *options, cwd=tmp_path)
+    assert result.stdout == "train_data.pkl: 3 pairs\n", result.stderr
+    assert len(data.read_pairs(tmp_path / "out" / "train_data.pkl")[0]) == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK no",
+        torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+        {"noisy": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)},
+        (),
+        (1, 2),
+        3 * (torch.zeros(2, 3, 4, 4, dtype=torch.uint8),),
+        2 * (torch.zeros(2, 3, 4, 4),),
+        2 * (torch.zeros(2, 1, 4, 4, dtype=torch.uint8),),
+        2 * (torch.zeros(2, 3, 4, dtype=torch.uint8),),
+        2 * (torch.zeros(0, 3, 4, 4, dtype=torch.uint8),),
+        2 * (torch.tensor(1, dtype=torch.uint8),),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, 3, 4, 4, dtype=torch.uint8)),
+    ],
+    ids=range(13),
+)
+def test_files_that_hold_no_pairs_are_named_with_what_they_should_hold(content, tmp_path):
+    path = tmp_path / "val_data.pkl"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match=r"val_data\.pkl .*expected two uint8 tensors \(N, 3, H, W\)") as error:
+        data.read_pairs(path)
+    assert "weights_only" not in str(error.value)
+    with pytest.raises(SystemExit, match=r"data\.py: .*val_data\.pkl"):
+        data.main(["noise", "gaussian", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_are_read_from_files_alone(course_data):
+    assert [images.shape for images in data.read_pairs(course_data / "val_data.pkl")] == 2 * [(4, 3, 32, 32)]
+    for path in (course_data, course_data / "missing.pkl"):
+        with pytest.raises(ValueError, match="is not a file; expected two uint8 tensors"):
+            data.read_pairs(path)
+    with pytest.raises(SystemExit, match=r"--data takes the folder that holds val_data\.pkl; got the file"):
+        data.main(["noise", "gaussian", "--data", str(course_data / "val_data.pkl"), "--out", "x"])
+
+
+def test_default_data_of_a_checkout_that_cannot_be_written_go_to_the_users_cache(tmp_path, monkeypatch):
+    images = 2 * (torch.zeros(1, 3, 32, 32, dtype=torch.uint8),)
+    monkeypatch.setattr(data, "from_scenes", lambda *_: (images, images))
+    monkeypatch.setattr(data, "USER_CACHE", tmp_path / "user")
+    (tmp_path / "taken").write_text("x")
+    assert data.default_data(tmp_path / "taken" / "default_data") == tmp_path / "user"
+    assert data.default_data(tmp_path / "free") == tmp_path / "free"
+    monkeypatch.setattr(data, "from_scenes", stop)
+    assert data.default_data(tmp_path / "taken" / "default_data") == tmp_path / "user"
+    monkeypatch.setattr(data, "USER_CACHE", tmp_path / "taken" / "user")
+    with pytest.raises(ValueError, match=r"no place for the default data.* use -d"):
+        data.default_data(tmp_path / "taken" / "default_data")

@@ -1,11 +1,16 @@
 """The experiment command: every variant learns, results are kept, none is run twice, the table averages seeds."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
+from Miniproject_1.model import Recipe, Training
 from Miniproject_1.others import data, experiments
+
+RESULTS = Path(experiments.__file__).with_name("results.jsonl")
 
 ROW = {"variant": "ours", "pairs": 10, "epochs": 1, "parameters": 5000, "multiply_adds": 7_000_000}
 ROW |= {"ensemble": 25.0, "seconds": 2.0}
@@ -80,10 +85,97 @@ def test_multiply_adds_of_a_convolution():
     assert experiments.multiply_adds(layer, side=8) == 8 * 8 * 5 * 3 * 9
 
 
-def test_table_has_mean_and_deviation_of_the_seeds_and_puts_the_best_first():
-    rows = [ROW | {"seed": seed, "single": 24.0 + seed} for seed in (0, 1)]
-    rows.append(ROW | {"seed": 0, "variant": "better", "single": 25.0})
+def test_table_has_the_standard_errors_of_the_seeds_and_puts_the_best_first():
+    rows = [ROW | {"seed": seed, "single": 24.0 + seed} for seed in range(4)]
+    rows += [ROW | {"seed": seed, "variant": "better", "single": 25.0 + seed} for seed in range(1, 4)]
+    rows.append(ROW | {"seed": 9, "variant": "other", "pairs": 20, "single": 20.0})
     lines = experiments.table(rows).splitlines()
-    assert lines[2] == "| better | 5,000 | 7 M | 10 | 1 | 1 | 25.000 | 25.000 | 2 |"
-    assert lines[3] == "| ours | 5,000 | 7 M | 10 | 1 | 2 | 24.500 ± 0.707 | 25.000 | 2 |"
-    assert len(lines) == 4
+    assert lines[2] == "| better | 5,000 | 7 M | 10 | 1 | 3 | 27.000 ± 0.577 | +1.000 ± 0.000 | 25.000 | 2 |"
+    assert lines[3] == "| ours | 5,000 | 7 M | 10 | 1 | 4 | 25.500 ± 0.645 |  | 25.000 | 2 |"
+    assert lines[4] == "| other | 5,000 | 7 M | 20 | 1 | 1 | 20.000 |  | 25.000 | 2 |"
+    assert len(lines) == 5 and lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
+
+
+def test_results_say_how_they_were_made(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "load_photos", lambda folder: photos)
+    torch.save(data.noisy_and_clean(photos[0], 2, seed=0), tmp_path / "val_data.pkl")
+    command = ["run", "x", "--validate", str(tmp_path / "val_data.pkl"), "--only", "width 24", "--pairs", "2"]
+    experiments.main([*command, "--out", str(tmp_path / "new" / "results.jsonl")])
+    (row,) = experiments.read_results(tmp_path / "new" / "results.jsonl")
+    assert row["recipe"]["batch_size"] == Recipe.batch_size and row["network"]["width"] == 24
+    assert row["torch"] == torch.__version__ and row["machine"] and row["python"]
+    assert row["commit"] == experiments.commit() and len(row["recorded"].split("-")) == 3
+
+
+def test_outside_of_git_there_is_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "__file__", str(tmp_path / "experiments.py"))
+    assert experiments.commit() is None
+    monkeypatch.setenv("PATH", "")
+    assert experiments.commit() is None
+
+
+def test_recorded_results_are_of_variants_that_there_are(capsys):
+    rows = experiments.read_results(RESULTS)
+    assert rows and {row["variant"] for row in rows} <= experiments.VARIANTS.keys()
+    experiments.main(["table", str(RESULTS)])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len({(r["variant"], r["pairs"], r["epochs"]) for r in rows})
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "7", '{"variant": "ours"}', json.dumps(ROW | {"seed": 0, "single": "25"})])
+def test_damaged_lines_are_named(line, tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(ROW | {"seed": 0, "single": 25.0}) + "\n" + line + "\n")
+    with pytest.raises(SystemExit, match=r"experiments\.py: line 2 of .*results\.jsonl is damaged"):
+        experiments.main(["table", str(path)])
+
+
+def test_lines_of_several_runs_do_not_mix(tmp_path):
+    path, row = tmp_path / "results.jsonl", ROW | {"seed": 0, "single": 25.0}
+    path.write_text(json.dumps(row))  # without the end of its line, as editors may leave it
+    rows = [row | {"seed": seed, "variant": "long " * 3000} for seed in range(50)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda row: experiments.append_result(path, row), rows))
+    assert sorted(row["seed"] for row in experiments.read_results(path)[1:]) == list(range(50))
+
+
+@pytest.mark.parametrize("option", ["--validate", "--out"])
+def test_files_that_do_not_fit_are_told_before_the_work(option, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "load_photos", lambda folder: pytest.fail("the work has begun"))
+    torch.save(2 * (torch.zeros(1, 3, 32, 32, dtype=torch.uint8),), tmp_path / "val_data.pkl")
+    (tmp_path / "bad").write_bytes(b"PK no")
+    (tmp_path / "folder").mkdir()
+    command = ["run", "x", "--validate", str(tmp_path / "val_data.pkl"), "--out", str(tmp_path / "results.jsonl")]
+    for path in ("bad", "folder", "bad/below"):
+        with pytest.raises(SystemExit, match=rf"experiments\.py: .*{path}"):
+            experiments.main([*command, option, str(tmp_path / path)])
+    with pytest.raises(SystemExit, match=r"experiments\.py: .*missing"):
+        experiments.main(["table", str(tmp_path / "missing.jsonl")])
+
+
+class Brightness(torch.nn.Module):
+    """The smallest network that learns."""
+
+    multiple = 1
+
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return images * self.factor
+
+
+def test_averages_of_the_weights_differ_from_ours_after_as_few_pairs_as_the_variants_learn_from():
+    """A decay of 0.999 would not: the average of a short training is over a tenth of its steps at most."""
+
+    def averaged(recipe):
+        training = Training(Brightness(), recipe, 0)
+        images = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        for _ in range(7_800 // recipe.batch_size):
+            training.step(images, images / 2, 1.0)
+        training.finish()
+        return training.network.factor.item()
+
+    decays = [variant.recipe for variant in experiments.VARIANTS.values() if variant.recipe.keys() == {"ema_decay"}]
+    results = [averaged(Recipe(swap_pixels=False, **recipe)) for recipe in ({}, *decays)]
+    assert len(set(results)) == len(results) == 4

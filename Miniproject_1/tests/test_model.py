@@ -950,6 +950,15 @@ def test_what_was_measured_is_kept_in_the_file(tmp_path):
     assert other.noise == model.noise
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_an_os_error(trained, tmp_path, monkeypatch):
+    original = torch.save
+    monkeypatch.setattr(torch, "save", lambda content, file: original(content, "/dev/full"))
+    with pytest.raises(OSError, match="disk full"):
+        trained.save(tmp_path / "w.pth")
+    assert not list(tmp_path.iterdir())
+
+
 def test_saving_through_a_link_replaces_its_target(trained, tmp_path):
     (tmp_path / "real").mkdir()
     target, link = tmp_path / "real" / "w.pth", tmp_path / "link.pth"

@@ -1,5 +1,11 @@
 """The command that trains the shipped weights: it goes on, exactly, where it was stopped."""
 
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -60,11 +66,11 @@ def test_a_share_of_a_round_has_other_noise(tmp_path):
     assert 4 <= (noisy[30:] != 100).flatten(1).any(1).sum() <= 9  # a fifth of them are means of draws
 
 
-@pytest.mark.parametrize(("options", "exchange"), [((1, 0), True), ((8, 0), False), ((1, 0.1), False)])
-def test_only_draws_of_the_same_noise_exchange_pixels(options, exchange):
+@pytest.mark.parametrize(("options", "swap"), [((1, 0), True), ((8, 0), False), ((1, 0.1), False)])
+def test_only_pixels_of_the_same_noise_are_swapped(options, swap):
     draws, other = map(str, options)
     command = ["x", "--out", "x", "--pairs", "1", "--draws", draws, "--other-noise", other]
-    assert train_best.make_model(train_best.parse_arguments(command)).recipe.exchange == exchange
+    assert train_best.make_model(train_best.parse_arguments(command)).recipe.swap_pixels == swap
 
 
 def test_larger_network_grows_from_the_weights_of_a_smaller_one(run, tmp_path):
@@ -76,3 +82,68 @@ def test_larger_network_grows_from_the_weights_of_a_smaller_one(run, tmp_path):
         torch.testing.assert_close(grown.predict(noisy), small.predict(noisy))
     assert grown.pairs_seen == small.pairs_seen
     assert len(list(grown.network.parameters())) > len(list(small.network.parameters()))
+
+
+def test_smaller_network_than_the_weights_it_starts_from_is_refused(run, tmp_path):
+    run("small.pth")
+    command = ["x", "--out", str(tmp_path / "x.pth"), "--pairs", "1", "--start", str(tmp_path / "small.pth")]
+    Model(width=8, blocks=2).save(tmp_path / "small.pth")
+    for sizes in (["--blocks", "1"], ["--width", "16"]):
+        with pytest.raises(SystemExit, match=r"train_best\.py: .*small\.pth holds weights of another network"):
+            train_best.main([*command, *sizes])
+
+
+@pytest.mark.parametrize("option", ["--validate", "--start", "--out"])
+def test_files_that_do_not_fit_are_told_before_the_work(option, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_best, "load_photos", lambda folder: pytest.fail("the work has begun"))
+    (tmp_path / "bad").write_bytes(b"PK no")
+    (tmp_path / "bad" if option != "--out" else tmp_path / "new.pth.checkpoint").write_bytes(b"PK no")
+    (tmp_path / "folder").mkdir()
+    command = ["x", "--out", str(tmp_path / "new.pth"), "--pairs", "1"]
+    for path in ("bad", "folder", "bad/below"):
+        if option != "--out" or path != "bad":  # a file in its place is overwritten
+            with pytest.raises(SystemExit, match=rf"train_best\.py: .*{path}"):
+                train_best.main([*command, option, str(tmp_path / path)])
+
+
+@pytest.mark.parametrize("change", [["--width", "16"], None], ids=str)
+def test_checkpoints_that_do_not_fit_are_named(run, tmp_path, change):
+    run("a.pth")
+    if change is None:
+        (tmp_path / "a.pth.checkpoint").write_bytes(b"PK no")
+    with pytest.raises(SystemExit, match=r"a\.pth\.checkpoint is damaged or of a run with other settings"):
+        run("a.pth", change or ())
+
+
+def test_weights_go_to_a_folder_that_is_not_there_yet(run, tmp_path):
+    run("new/folder/a.pth")
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["a.pth", "a.pth.checkpoint"]
+
+
+@pytest.mark.parametrize(
+    "option", ["--pairs 0", "--round -1", "--draws 0", "--inputs 0", "--other-noise 1.5", "--other-noise nan"]
+)
+def test_numbers_that_make_no_sense_are_refused(option):
+    with pytest.raises(SystemExit) as error:
+        train_best.parse_arguments(["x", "--out", "x", "--pairs", "1", *option.split()])
+    assert error.value.code == 2
+
+
+@pytest.mark.skipif(not shutil.which("sh"), reason="no shell")
+def test_each_run_of_the_shipped_weights_starts_where_the_one_before_ended():
+    script = Path(train_best.__file__).with_name("shipped_weights.sh")
+    printed = subprocess.run(
+        ["sh", str(script), "PHOTOS", "FOLDER"], env=os.environ | {"PYTHON": "echo"}, capture_output=True, text=True
+    )
+    commands = [shlex.split(line) for line in printed.stdout.splitlines()]
+    assert [command[:2] for command in commands] == 5 * [["-m", "Miniproject_1.others.train_best"]]
+    runs = [train_best.parse_arguments(command[2:]) for command in commands]
+    assert [run.start for run in runs] == [None, *(run.out for run in runs[:-1])]
+    assert all(run.photos == Path("PHOTOS") for run in runs)
+    sizes = {}
+    for run in runs:  # each network holds the one before
+        given = {name: getattr(run, name) for name in ("width", "blocks", "inner_blocks", "gates")}
+        sizes |= {name: size for name, size in given.items() if size is not None}
+    shipped = Model()
+    shipped.load_pretrained_model()
+    assert sizes.items() <= shipped.sizes.items()

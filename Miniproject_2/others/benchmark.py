@@ -1,6 +1,6 @@
 """Time our training step against torch.nn with autograd: same network, batch, optimiser and process.
 
-    python Miniproject_2/others/benchmark.py --repeats 30 --threads 2
+    python -m Miniproject_2.others.benchmark --repeats 30 --threads 2
 
 Both sides take turns, so that a busy moment hits both; the table shows medians in milliseconds. torch's side
 is the faster, all in all, of contiguous and channels-last tensors, and its Muon is our own code on torch's parameters
@@ -11,19 +11,16 @@ with all that `Model.train` does, from drawing the pairs to averaging the weight
 import argparse
 import random
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from Miniproject_2 import model as ours
 
 
 def torch_network(architecture):
-    """The network of `build_network` out of torch.nn."""
+    """The layers of our `Network` out of torch.nn."""
     a = architecture
 
     def down(inputs, outputs):
@@ -36,13 +33,13 @@ def torch_network(architecture):
         return nn.Sequential(nn.UpsamplingNearest2d(scale_factor=2), nn.Conv2d(inputs, outputs, k, padding="same"))
 
     return nn.Sequential(
-        down(a.colours, a.width),
+        down(a.in_channels, a.width),
         nn.ReLU(inplace=True),
         down(a.width, a.deep_width),
         nn.ReLU(inplace=True),
         up(a.deep_width, a.width),
         nn.ReLU(inplace=True),
-        up(a.width, a.colours),
+        up(a.width, a.in_channels),
         nn.Sigmoid(),
     )
 
@@ -77,15 +74,13 @@ class TorchStep:
 class OurStep:
     """The same of one of our modules, in channels-last memory as `Model` uses it.
 
-    A network's update symmetrises the gradients as `Trainer` does; torch's side is spared that.
+    A network's update symmetrises the gradients as `Training` does; torch's side is spared that.
     """
 
     def __init__(self, block, make_optimiser=None):
         self.block = block
-        for leaf in block.leaves() if isinstance(block, ours.Sequential) else [block]:
-            leaf.torch_rounding = False
         self.optimiser = make_optimiser(block.param()) if make_optimiser else None
-        self.orbits = ours.parameter_orbits(block) if make_optimiser else []
+        self.orbits = block.orbits() if make_optimiser else []
 
     def prepare(self, x):
         return x.contiguous(memory_format=torch.channels_last)
@@ -97,7 +92,8 @@ class OurStep:
         self.block.backward(gradient)
 
     def update(self):
-        ours.symmetrise([gradient for _, gradient in self.block.param()], self.orbits)
+        for (_, gradient), orbit in zip(self.block.param(), self.orbits, strict=True):
+            gradient.copy_(ours.symmetrised(gradient, orbit))
         self.optimiser.step()
         self.optimiser.zero_grad()
 
@@ -136,13 +132,14 @@ def report(title, results):
 
 
 class WholeSteps:
-    """What `Model.train` does in a step, by our trainer or by torch: draw pairs, learn from them, average."""
+    """What `Model.train` does in a step, by `Training` or by torch: draw pairs, learn from them, average."""
 
     def __init__(self, batch, size, architecture):
-        self.batch, self.model = batch, ours.Model(architecture=architecture)
-        noisy = torch.randint(0, 256, (16 * batch, architecture.colours, size, size), dtype=torch.uint8)
-        self.batches = ours.Batches(noisy, noisy, self.model.recipe.crop, random.Random(0))
-        self.trainer = ours.Trainer(self.model.network, self.model.recipe, 1000, architecture.equivariant)
+        self.batch, self.network = batch, ours.Network(architecture, random.Random(0))
+        self.recipe = ours.Recipe(swap_pixels=True)
+        noisy = torch.randint(0, 256, (16 * batch, architecture.in_channels, size, size), dtype=torch.uint8)
+        self.pairs = ours.Pairs(noisy, noisy, "cpu")
+        self.training = ours.Training(self.network, self.recipe, 0, 1000)
         self.steps = {
             name: TorchStep(torch_network(architecture), last, lambda params: ours.Muon(params, 1e-3))
             for name, last in (("torch", False), ("torch channels-last", True))
@@ -152,12 +149,14 @@ class WholeSteps:
         }
 
     def take(self, name):
-        noisy_a, noisy_b = self.batches.draw(self.batch)
-        x, y = self.model.network_input(noisy_a), self.model.network_target(noisy_b)
+        generator = self.training.generator
+        noisy_a, noisy_b = self.pairs.batch(generator.sample(range(len(self.pairs)), self.batch), generator)
         if name == "ours":
-            self.trainer.step(x, y, 1e-3)
+            self.training.step(noisy_a, noisy_b, 0.1)
             return
         step = self.steps[name]
+        noisy_a, noisy_b = ours.augment(noisy_a, noisy_b, self.recipe, generator)
+        x, y = self.network.prepared(noisy_a), ours.channels_last(noisy_b)
         nn.functional.mse_loss(step.forward(step.prepare(x)), y).backward()
         step.update()
         torch._foreach_lerp_(self.averages[name], [p.detach() for p in step.layer.parameters()], 1e-3)
@@ -194,7 +193,7 @@ def main():
     n, size, a = options.batch, options.size, ours.Architecture()
     w, d, k = a.width, a.deep_width, a.kernel
     blocks = [
-        (f"Conv2d {a.colours} to {w}, stride 2", "Conv2d", "Conv2d", (a.colours, w, k, 2, 1), size),
+        (f"Conv2d {a.in_channels} to {w}, stride 2", "Conv2d", "Conv2d", (a.in_channels, w, k, 2, 1), size),
         (f"Conv2d {w} to {d}, stride 2", "Conv2d", "Conv2d", (w, d, k, 2, 1), size // 2),
         (
             f"TransposeConv2d {d} to {w}, stride 2",
@@ -204,10 +203,10 @@ def main():
             size // 4,
         ),
         (
-            f"TransposeConv2d {w} to {a.colours}, stride 2",
+            f"TransposeConv2d {w} to {a.in_channels}, stride 2",
             "TransposeConv2d",
             "ConvTranspose2d",
-            (w, a.colours, 4, 2, 1),
+            (w, a.in_channels, 4, 2, 1),
             size // 2,
         ),
         (f"Conv2d {w} to {w}, stride 1, kernel 3", "Conv2d", "Conv2d", (w, w, 3, 1, 1), size // 2),
@@ -222,7 +221,7 @@ def main():
         report(title, measure(both, (n, arguments[0], side, side), options.repeats))
     for title, block, layer, shape in [
         ("ReLU", ours.ReLU, nn.ReLU, (n, w, size // 2, size // 2)),
-        ("Sigmoid", ours.Sigmoid, nn.Sigmoid, (n, a.colours, size, size)),
+        ("Sigmoid", ours.Sigmoid, nn.Sigmoid, (n, a.in_channels, size, size)),
         (
             "NearestUpsampling 2",
             lambda: ours.NearestUpsampling(2),
@@ -236,8 +235,8 @@ def main():
         ("network, SGD momentum: a step", lambda params: ours.SGD(params, 1e-3, 0.9)),
         ("network, Muon: a step", lambda params: ours.Muon(params, 1e-3)),
     ]:
-        both = contenders(lambda: ours.build_network(a, random.Random(0)), lambda: torch_network(a), optimiser)
-        report(title, measure(both, (n, a.colours, size, size), options.repeats))
+        both = contenders(lambda: ours.Network(a, random.Random(0)), lambda: torch_network(a), optimiser)
+        report(title, measure(both, (n, a.in_channels, size, size), options.repeats))
     steps = WholeSteps(n, size, a).milliseconds(options.repeats)
     mine, torchs = steps.pop("ours"), min(steps.values())
     print(f"{'a step of an epoch, with everything':36} {'':52} {mine:8.2f} {torchs:8.2f} {mine / torchs:6.2f}")

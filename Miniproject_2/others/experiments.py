@@ -1,45 +1,48 @@
-"""Finds out what the score of project 2 depends on: optimisers, kernels, widths, upsampling.
+"""Finds out what the score of project 2 depends on: optimisers, kernels, widths, upsampling, recipe.
 
-    python Miniproject_2/others/experiments.py run PHOTOS --validate val_data.pkl --out results.jsonl
-    python Miniproject_2/others/experiments.py table results.jsonl
+    python -m Miniproject_2.others.experiments run PHOTOS --validate val_data.pkl --out results.jsonl
+    python -m Miniproject_2.others.experiments table results.jsonl
 
 The command is that of project 1: the same options, the same lines of JSON, the same table.
 """
 
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import torch
+
 from Miniproject_1.others import experiments
 from Miniproject_1.others.data import draw_pairs
-from Miniproject_2.model import SGD, Adam, Architecture, Model, Recipe, Trainer
+from Miniproject_2.model import Convolution, Model, Recipe
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the default: fields of the architecture and of the recipe, the optimiser."""
+    """What differs from the default: sizes of the network, fields of the recipe."""
 
-    architecture: dict = field(default_factory=dict)
+    sizes: dict = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)
-    optimiser: Callable | None = None  # makes one of `network.param()`, instead of Muon; its rate is the recipe's
 
 
-def momentum(params):
-    return SGD(params, momentum=0.9)
+def sgd(lr):
+    return Variant(recipe={"optimiser": "sgd", "lr": lr, "momentum": 0.9})
+
+
+def adam(lr):
+    return Variant(recipe={"optimiser": "adam", "lr": lr})
 
 
 VARIANTS = {
     "ours": Variant(),
-    "SGD 0.5, momentum 0.9": Variant(recipe={"learning_rate": 0.5}, optimiser=momentum),
-    "SGD 1, momentum 0.9": Variant(recipe={"learning_rate": 1.0}, optimiser=momentum),
-    "SGD 2, momentum 0.9": Variant(recipe={"learning_rate": 2.0}, optimiser=momentum),
-    "Adam 1e-3": Variant(recipe={"learning_rate": 1e-3}, optimiser=Adam),
-    "Adam 2e-3": Variant(recipe={"learning_rate": 2e-3}, optimiser=Adam),
-    "Adam 4e-3": Variant(recipe={"learning_rate": 4e-3}, optimiser=Adam),
-    "Muon 7e-3": Variant(recipe={"learning_rate": 7e-3}),
-    "Muon 3e-2": Variant(recipe={"learning_rate": 3e-2}),
+    "SGD 0.5, momentum 0.9": sgd(0.5),
+    "SGD 1, momentum 0.9": sgd(1.0),
+    "SGD 2, momentum 0.9": sgd(2.0),
+    "Adam 1e-3": adam(1e-3),
+    "Adam 2e-3": adam(2e-3),
+    "Adam 4e-3": adam(4e-3),
+    "Muon 7e-3": Variant(recipe={"lr": 7e-3}),
+    "Muon 3e-2": Variant(recipe={"lr": 3e-2}),
+    "no pixel swap": Variant(recipe={"swap_pixels": False}),
+    "no averaging": Variant(recipe={"ema_share": 0.0}),
     "kernel 2": Variant({"kernel": 2}),
     "kernel 6": Variant({"kernel": 6}),
     "upsampling kernel 2": Variant({"up_kernel": 2}),
@@ -48,29 +51,31 @@ VARIANTS = {
     "64 / 128 channels": Variant({"width": 64, "deep_width": 128}),
     "128 / 256 channels": Variant({"width": 128, "deep_width": 256}),
     "100 / 196 channels, not equivariant": Variant({"width": 100, "deep_width": 196}),
-    "batch 16": Variant(recipe={"batch": 16}),
-    "batch 64": Variant(recipe={"batch": 64}),
+    "batch 16": Variant(recipe={"batch_size": 16}),
+    "batch 64": Variant(recipe={"batch_size": 64}),
 }
 
 
 def make_model(variant, seed):
-    model = Model(seed, Architecture(**variant.architecture), Recipe(**variant.recipe))
+    return Model(seed=seed, recipe=Recipe(**variant.recipe), **variant.sizes)
 
-    def make_trainer(network, *arguments):
-        trainer = Trainer(network, *arguments)
-        trainer.optimiser = variant.optimiser(network.param())
-        return trainer
 
-    if variant.optimiser is not None:
-        model.make_trainer = make_trainer
-    return model
+def multiply_adds(network, side=32):
+    """Of one forward pass of an image of `side` x `side`: a convolution uses all its weights at each position."""
+    total, maps = 0, torch.zeros(1, network.architecture.in_channels, side, side)
+    for block in network.leaves():
+        image, maps = maps, block.apply(maps)
+        if isinstance(block, Convolution):
+            total += block.weight.numel() * min(image[0, 0].numel(), maps[0, 0].numel())
+    return total
 
 
 def run(name, seed, photos, count, epochs, validation):
     """Trains one variant; returns its size and what came out."""
     model = make_model(VARIANTS[name], seed)
     parameters = sum(parameter.numel() for parameter, _ in model.network.param())
-    size = {"parameters": parameters, "multiply_adds": experiments.multiply_adds(model.network)}
+    size = {"network": asdict(model.architecture), "parameters": parameters}
+    size["multiply_adds"] = multiply_adds(model.network)
     return size | experiments.trained_and_scored(model, draw_pairs(photos, count, seed), epochs, validation)
 
 

@@ -1,76 +1,90 @@
-"""Trains the weights that ship as `bestmodel.pth`, on photographs, with fresh squares and fresh noise all the time.
+"""Trains the weights that ship as `bestmodel.pth`, on photographs, with fresh crops and fresh noise all the time.
 
-    python Miniproject_2/others/train_best.py PHOTOS --pairs 3000000 --validate val_data.pkl --out new.pth
+    python -m Miniproject_2.others.train_best PHOTOS --pairs 3000000 --validate val_data.pkl --out new.pth
 
 Only noisy pairs are ever drawn; `--draws` is explained in project 1's `train_best.py`. The run stops at any time and
-goes on, exactly, from its checkpoint `new.pth.checkpoint` when the same command is given again. The rate climbs, stays
-and falls to zero over the last part of the pairs. `new.pth` always holds the averaged weights so far.
+goes on, exactly, from its checkpoint `new.pth.checkpoint` when the same command is given again. The learning rate
+rises, stays and falls to zero over the last part of the pairs. `new.pth` always holds the averaged weights so far.
 """
 
-import sys
 import time
-from pathlib import Path
 
-import torch
+from Miniproject_1.model import save_atomically
+from Miniproject_1.others.data import check_writable, load_photos, plain_errors, psnr, read_pairs
+from Miniproject_1.others.train_best import draw_round, exchangeable, resume, shared_parser
+from Miniproject_2.model import Model, Pairs, Recipe, Training, copy_all
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from Miniproject_1.model import save_whole
-from Miniproject_1.others.data import load_photos, psnr
-from Miniproject_1.others.train_best import draw_round, exchangeable, shared_parser
-from Miniproject_2.model import Batches, Model, Trainer
-
-AVERAGE_OVER = 1_000  # steps
+EMA_STEPS = 1_000
 
 
 def parse_arguments(arguments=None):
     parser = shared_parser(__doc__)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--peak", type=float, help="peak rate of Muon instead of that of the recipe")
+    parser.add_argument("--batch-size", type=int, default=Recipe.batch_size)
+    parser.add_argument("--lr", type=float, default=Recipe.lr, help="of Muon, at the peak")
     parser.add_argument("--decay", type=float, default=0.4, help="share of the pairs in which the rate falls")
-    parser.add_argument("--warm-up", type=float, default=0.01, help="share of the pairs in which it climbs")
+    parser.add_argument("--warm-up", type=float, default=0.01, help="share of the pairs in which it rises")
     return parser.parse_args(arguments)
 
 
-def rate(progress, warm_up, decay):
-    """Share of the peak rate at the share `progress` of the pairs: up, constant, linearly down to zero."""
-    return max(0.0, min(progress / warm_up, 1.0, (1 - progress) / decay))
+def lr_factor(done, warm_up, decay):
+    """Share of the peak rate after the share `done` of the pairs: up, constant, linearly down to zero."""
+    return max(0.0, min(done / warm_up, 1.0, (1 - done) / decay))
 
 
-def train_round(model, trainer, photos, number, options):
+def train_round(model, training, photos, number, options):
     """Learns from one round of fresh pairs; returns the mean loss."""
-    model.generator.seed(1000 * options.seed + number)
-    pairs = draw_round(photos, number, options)
-    batches, losses = Batches(*pairs, model.recipe.crop, model.generator, exchangeable=exchangeable(options)), []
-    peak = options.peak or model.recipe.learning_rate
-    for _ in range(options.round // options.batch):
-        share = rate(trainer.steps * options.batch / options.pairs, options.warm_up, options.decay)
-        noisy_a, noisy_b = batches.draw(options.batch)
-        losses.append(trainer.step(model.network_input(noisy_a), model.network_target(noisy_b), peak * share))
+    pairs, losses = Pairs(*draw_round(photos, number, options), model.device), []
+    order = training.generator.sample(range(len(pairs)), len(pairs))
+    for start in range(0, len(pairs), options.batch_size):
+        done = min(1.0, training.steps * options.batch_size / options.pairs)
+        batch = pairs.batch(order[start : start + options.batch_size], training.generator)
+        losses.append(training.step(*batch, lr_factor(done, options.warm_up, options.decay)))
     return sum(losses).item() / len(losses)
+
+
+def write_averaged(model, training, path):
+    """Writes the averaged weights; the network itself keeps its own."""
+    own = [parameter.clone() for parameter in training.parameters]
+    training.finish()
+    model.save(path)
+    copy_all(training.parameters, own)
+
+
+def report(path, validation):
+    """PSNR of a weights file in dB, single pass; nan without validation data."""
+    if validation is None:
+        return float("nan")
+    model = Model()
+    model.load(path)
+    return psnr(model.predict(validation[0], ensemble=False), validation[1])
+
+
+def train(options, validation):
+    """Runs the rounds that are not done yet; after each, writes weights and checkpoint and prints a line."""
+    checkpoint = options.out.with_name(options.out.name + ".checkpoint")
+    for path in (options.out, checkpoint):
+        check_writable(path)
+    recipe = Recipe(batch_size=options.batch_size, lr=options.lr, swap_pixels=exchangeable(options))
+    model = Model(seed=options.seed, recipe=recipe)
+    training = Training(model.network, recipe, options.seed, EMA_STEPS)
+    first, start = resume(training, checkpoint) if checkpoint.exists() else (0, 0)
+    photos = load_photos(options.photos)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for number in range(first, -(-options.pairs // options.round)):
+        began = time.monotonic()
+        loss = train_round(model, training, photos, number, options)
+        model.pairs_seen = start + (number + 1) * options.round
+        write_averaged(model, training, options.out)
+        save_atomically({"training": training.state_dict(), "round": number + 1, "start": start}, checkpoint)
+        decibels = report(options.out, validation)
+        seconds = time.monotonic() - began
+        print(f"{model.pairs_seen} pairs, loss {loss:.5f}, {decibels:.3f} dB, {seconds:.0f} s", flush=True)
 
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    model = Model(options.seed)
-    trainer = Trainer(model.network, model.recipe, AVERAGE_OVER, model.architecture.equivariant)
-    checkpoint, first = options.out.with_name(options.out.name + ".checkpoint"), 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        trainer.load_state(state["training"])
-        first = state["round"]
-    validation = torch.load(options.validate, weights_only=True) if options.validate else None
-    photos = load_photos(options.photos)
-    for number in range(first, -(-options.pairs // options.round)):
-        began = time.monotonic()
-        loss = train_round(model, trainer, photos, number, options)
-        model.pairs_seen = (number + 1) * options.round
-        save_whole({"training": trainer.state(), "round": number + 1}, checkpoint)
-        trainer.swap()
-        model.save(options.out)
-        decibels = psnr(model.predict(validation[0], False), validation[1]) if validation else float("nan")
-        trainer.swap()
-        seconds = time.monotonic() - began
-        print(f"{model.pairs_seen} pairs, loss {loss:.5f}, {decibels:.3f} dB, {seconds:.0f} s", flush=True)
+    with plain_errors("train_best.py"):
+        train(options, read_pairs(options.validate) if options.validate else None)
 
 
 if __name__ == "__main__":

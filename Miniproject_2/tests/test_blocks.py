@@ -12,8 +12,6 @@ from Miniproject_2.tests.oracle import close, compare
 FUNCTIONS = [
     (ours.ReLU(), nn.ReLU()),
     (ours.ReLU(inplace=True), nn.ReLU()),
-    (ours.LeakyReLU(), nn.LeakyReLU()),
-    (ours.LeakyReLU(0.3, inplace=True), nn.LeakyReLU(0.3)),
     (ours.Sigmoid(), nn.Sigmoid()),
 ]
 
@@ -49,12 +47,8 @@ def test_sigmoid_is_torchs_bit_for_bit():
 def test_only_inplace_overwrites_its_input():
     x = torch.tensor([-1.0, 2.0])
     ours.ReLU()(x)
-    ours.LeakyReLU()(x)
     assert x.tolist() == [-1, 2]
     assert ours.ReLU(inplace=True)(x) is not None and x.tolist() == [0, 2]
-    y = torch.tensor([-1.0, 2.0])
-    ours.LeakyReLU(0.5, inplace=True)(y)
-    assert y.tolist() == [-0.5, 2]
 
 
 def test_backward_of_the_loss_takes_the_gradient_of_one_number():
@@ -86,7 +80,7 @@ def test_upsampling_by_hand():
     assert block(torch.tensor([[[[1.0, 2.0]]]])).tolist() == [[[[1, 1, 2, 2], [1, 1, 2, 2]]]]
     assert block.backward(torch.arange(8.0).view(1, 1, 2, 4)).tolist() == [[[[10, 18]]]]
     for wrong in (0, 1.5, (2, 2, 2), "2"):
-        with pytest.raises(ValueError, match="scale_factor"):
+        with pytest.raises((TypeError, ValueError), match="scale_factor"):
             ours.NearestUpsampling(wrong)
 
 
@@ -115,7 +109,7 @@ def networks():
     blocks = ours.Sequential(
         ours.Sequential(ours.Conv2d(3, 5, 3, 2, 1), ours.ReLU()),
         ours.Conv2d(5, 8, 3, 2, 1),
-        ours.LeakyReLU(inplace=True),
+        ours.ReLU(inplace=True),
         ours.TransposeConv2d(8, 5, 4, 2, 1),
         ours.ReLU(inplace=True),
         ours.Sequential(ours.NearestUpsampling(2), ours.Conv2d(5, 3, 3, padding="same")),
@@ -125,7 +119,7 @@ def networks():
         nn.Conv2d(3, 5, 3, 2, 1),
         nn.ReLU(),
         nn.Conv2d(5, 8, 3, 2, 1),
-        nn.LeakyReLU(),
+        nn.ReLU(),
         nn.ConvTranspose2d(8, 5, 4, 2, 1),
         nn.ReLU(),
         nn.UpsamplingNearest2d(scale_factor=2),
@@ -144,11 +138,72 @@ def test_sequential(channels_last):
 
 
 def test_the_courses_check():
-    for seed in range(50):
+    """Plain allclose in float32, which the sums pass in torch's own order alone."""
+    for seed in range(300):
         torch.manual_seed(seed)
         x, conv = torch.randn(1, 3, 32, 32), ours.Conv2d(3, 3, 3)
-        expected = torch.nn.functional.conv2d(x, conv.weight, conv.bias).sigmoid()
-        assert torch.allclose(ours.Sequential(conv, ours.Sigmoid())(x), expected)
+        expected = torch.nn.functional.conv2d(x, conv.weight, conv.bias)
+        assert torch.allclose(conv(x), expected)
+        assert torch.allclose(ours.Sequential(conv, ours.Sigmoid())(x), expected.sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("block", "shape"),
+    [
+        (ours.Conv2d(2, 3, 3), (2, 2, 6, 5)),
+        (ours.TransposeConv2d(2, 3, 4, 2, 1), (2, 2, 6, 5)),
+        (ours.NearestUpsampling(2), (1, 2, 3, 4)),
+        (ours.ReLU(), (5,)),
+        (ours.Sigmoid(), (5,)),
+        (ours.Sequential(ours.Conv2d(2, 2, 3), ours.Sequential(ours.ReLU(True)), ours.Sigmoid()), (1, 2, 8, 8)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_apply_gives_the_output_and_keeps_nothing(block, shape):
+    with pytest.raises(RuntimeError, match="call forward first"):
+        block.apply(torch.randn(shape))
+        block.backward(torch.ones(1))
+    x, other = torch.randn(shape), torch.randn(shape)
+    expected = block(x)
+    gradient = torch.randn_like(expected)
+    before = block.backward(gradient)
+    assert torch.equal(block.apply(x), expected)
+    block.apply(other)
+    assert torch.equal(block.backward(gradient), before)  # still that of x
+    block.forget()
+    with pytest.raises(RuntimeError, match="call forward first"):
+        block.backward(gradient)
+
+
+@pytest.mark.parametrize("kind", [ours.Conv2d, ours.TransposeConv2d])
+def test_autocast_changes_nothing(kind):
+    block, x = kind(3, 8, 3, 2, 1), torch.randn(4, 3, 12, 12)
+    expected = block(x)
+    gradient = torch.randn_like(expected)
+    results = [expected, block.backward(gradient), block.weight_grad.clone()]
+    block.weight_grad.zero_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = [block(x), block.backward(gradient), block.weight_grad]
+    assert all(map(torch.equal, results, inside))
+
+
+@pytest.mark.parametrize("optimiser", [ours.SGD, ours.Adam, ours.Muon])
+def test_blocks_made_in_inference_mode_learn_outside(optimiser):
+    with torch.inference_mode():
+        conv = ours.Conv2d(2, 2, 3)
+        conv.weight = torch.ones(2, 2, 3, 3)
+        conv.to(torch.float64)
+    before = conv.weight.clone()
+    conv.backward(conv(torch.randn(1, 2, 5, 5, dtype=torch.float64)))
+    optimiser(conv.param(), 0.1).step()
+    assert not torch.equal(conv.weight, before) and conv.weight.dtype == torch.float64
+
+
+def test_blocks_follow_torchs_defaults_and_settings():
+    with torch.device("meta"):
+        assert ours.Conv2d(1, 1, 1).weight.device.type == "meta"
+        assert ours.Conv2d(1, 1, 1, device="cpu", dtype=torch.float64).weight.dtype == torch.float64
+    assert ours.Conv2d(1, 1, 1).weight.dtype == torch.get_default_dtype()
 
 
 def test_sequential_refuses_a_module_twice():
@@ -164,7 +219,7 @@ def test_blocks_without_parameters():
             method(torch.ones(1))
 
 
-@pytest.mark.parametrize("block", [ours.ReLU(), ours.LeakyReLU(), ours.Sigmoid(), ours.NearestUpsampling(1)])
+@pytest.mark.parametrize("block", [ours.ReLU(), ours.Sigmoid(), ours.NearestUpsampling(1)])
 def test_backward_needs_forward_and_its_shape(block):
     with pytest.raises(RuntimeError, match="call forward first"):
         block.backward(torch.ones(1, 1, 2, 2))
@@ -173,7 +228,7 @@ def test_backward_needs_forward_and_its_shape(block):
         block.backward(torch.ones(1, 1, 1, 1))
 
 
-@pytest.mark.parametrize("block", [ours.ReLU(), ours.LeakyReLU(), ours.Sigmoid(), ours.NearestUpsampling(2)])
+@pytest.mark.parametrize("block", [ours.ReLU(), ours.Sigmoid(), ours.NearestUpsampling(2)])
 def test_no_graph_is_built(block):
     y = block(torch.ones(1, 1, 2, 2, requires_grad=True))
     assert not y.requires_grad and not block.backward(torch.ones_like(y).requires_grad_()).requires_grad

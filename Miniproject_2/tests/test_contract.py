@@ -112,7 +112,7 @@ def test_torch_trains_after_our_blocks_were_used():
 def test_project_1_trains_after_project_2():
     pairs = [torch.rand(16, 3, 8, 8) * 255 for _ in range(2)]
     with torch.no_grad():
-        ours.Model(architecture=ours.Architecture(width=8, deep_width=8)).train(*pairs, 1)
+        ours.Model(width=8, deep_width=8).train(*pairs, 1)
     model = project_1.Model(width=8)
     before = [parameter.clone() for parameter in model.network.parameters()]
     model.train(*pairs, 1)

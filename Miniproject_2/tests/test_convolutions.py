@@ -1,11 +1,7 @@
 """Conv2d and TransposeConv2d against torch: a grid, all options, hand-computed cases, rounding, errors."""
 
 import itertools
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -93,26 +89,22 @@ def test_positional_arguments_are_torchs():
     compare(ours.TransposeConv2d(*arguments), ConvTranspose2d(*arguments), 2, 4, 5, 5)
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_both_ways_of_summing(fast):
-    """`torch_rounding = False` changes the order of the sums and nothing else; long sums take several products."""
-    for layer, window in itertools.product([Conv2d, ConvTranspose2d], [(3, 1, 1), (4, 2, 1), (3, 2, 0)]):
-        kernel, stride, padding = window
-        options = {"kernel_size": kernel, "stride": stride, "padding": padding}
-        block = our_convolution(layer, in_channels=40, out_channels=67, **options)
-        block.torch_rounding = not fast
-        compare(block, layer(40, 67, *window), 2, 40, 9, 8, dtype=torch.float32, tolerance=1e-4)
-
-
 @pytest.mark.parametrize("block", [ours.Conv2d(3, 4, 3), ours.TransposeConv2d(3, 4, 3)])
 def test_patches_are_gathered_once_for_all_products(block, monkeypatch):
     gathered, original = [], ours.gather_patches
     monkeypatch.setattr(ours, "gather_patches", lambda *arguments: gathered.append(1) or original(*arguments))
-    block.torch_rounding = False
     for _ in range(2):
         output = block(torch.randn(2, 3, 8, 8))
         block.backward(torch.randn(output.shape))
     assert len(gathered) == 2  # one for each forward and backward
+
+
+@pytest.mark.parametrize("layer", [Conv2d, ConvTranspose2d])
+def test_long_sums(layer):
+    for window in [(3, 1, 1), (4, 2, 1), (3, 2, 0)]:
+        settings = {"in_channels": 40, "out_channels": 67, "bias": True}
+        settings |= dict(zip(("kernel_size", "stride", "padding"), window, strict=True))
+        compare(our_convolution(layer, **settings), layer(**settings), 2, 40, 9, 8, dtype=torch.float32, tolerance=1e-4)
 
 
 def test_hand_computed_convolution():
@@ -151,13 +143,12 @@ def test_finite_differences(block):
         assert torch.allclose((values[0] - values[1]) / (2 * step), (gradient * direction).sum(), rtol=1e-7)
 
 
-@pytest.mark.parametrize("n", [1, 4, 100])
-@pytest.mark.parametrize("window", [(3, 1, 0), (3, 1, 1), (3, 2, 1), (5, 1, 2), (4, 2, 1), (2, 2, 0)], ids=str)
-def test_rounds_like_torch(n, window):
-    """Plain allclose in float32, the course's check, forward and for the gradient of the input."""
-    for seed in range(60 // n + 3):
+@pytest.mark.parametrize("window", [(3, 1, 0), (3, 1, 1), (3, 2, 1), (3, 3, 2), (2, 2, 0)], ids=str)
+def test_one_small_image_rounds_like_torch(window):
+    """Plain allclose in float32, the course's check, forward and for the gradients."""
+    for seed in range(60):
         torch.manual_seed(seed)
-        x = torch.randn(n, 3, 32, 32, requires_grad=True)
+        x = torch.randn(1, 3, 32, 32, requires_grad=True)
         conv = ours.Conv2d(3, 3, *window)
         expected = conv2d(x, conv.weight, conv.bias, *window[1:])
         gradient = torch.randn_like(expected)
@@ -187,48 +178,6 @@ def test_one_channels_last_image_rounds_like_torch(window):
             assert torch.allclose(block(x), expected)
             assert torch.allclose(block.backward(gradient), x.grad)
             assert torch.allclose(block.weight_grad, layer.weight.grad)
-
-
-@pytest.mark.parametrize("n", [1, 4])
-def test_parameter_gradients_round_like_torch_in_one_thread(n):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for seed, window in itertools.product(range(4), [(3, 1, 0), (3, 2, 1), (4, 2, 1)]):
-            torch.manual_seed(seed)
-            block, layer = ours.Conv2d(3, 8, *window), Conv2d(3, 8, *window)
-            x = torch.randn(n, 3, 32, 32)
-            expected = layer(x)
-            gradient = torch.randn_like(expected)
-            expected.backward(gradient)
-            block(x)
-            block.backward(gradient)
-            assert torch.allclose(block.weight_grad, layer.weight.grad)
-            assert torch.allclose(block.bias_grad, layer.bias.grad)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_rounds_like_torch_with_many_channels():
-    """Sums of 40 * 9 and 64 * 9 terms, which are continued over several matrix products."""
-    for seed, (inputs, outputs) in enumerate([(40, 24), (24, 100), (64, 65)]):
-        torch.manual_seed(seed)
-        conv, x = ours.Conv2d(inputs, outputs, 3, padding=1), torch.randn(2, inputs, 16, 16)
-        assert torch.allclose(conv(x), conv2d(x, conv.weight, conv.bias, padding=1))
-
-
-@pytest.mark.skipif(not ours.has_avx512(), reason="without AVX-512 the tests above are about AVX2")
-def test_rounds_like_torch_where_there_is_only_avx2():
-    """The tests above once more, in a process whose oneDNN is told to do without AVX-512."""
-    code = (
-        "import sys, pytest; from Miniproject_2 import model; model.has_avx512 = lambda: False;"
-        f"sys.exit(pytest.main(['-q', '-k', 'round and not only_avx2', {__file__!r}]))"
-    )
-    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert "27 passed" in done.stdout
 
 
 def test_default_initialisation_is_torchs():
@@ -307,11 +256,21 @@ def test_clear_errors(block):
         ({"kernel_size": 3, "padding": "full"}, "padding"),
         ({"kernel_size": 3, "padding": "same", "stride": 2}, "stride 1"),
         ({"kernel_size": 3, "groups": 2}, "multiple of groups"),
+        ({"kernel_size": 3, "groups": 0}, "groups"),
+        ({"kernel_size": 3.0}, "kernel_size"),
+        ({"kernel_size": True}, "kernel_size"),
     ],
 )
 def test_clear_errors_in_the_arguments(arguments, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         ours.Conv2d(3, 3, **arguments)
+
+
+def test_whole_numbers_that_are_not_int():
+    three, one = torch.tensor(3), torch.tensor(1)
+    conv = ours.Conv2d(three, three, (three, three), one, one, one, one)
+    assert conv.weight.shape == (3, 3, 3, 3) and conv(torch.ones(1, 3, 5, 5)).shape == (1, 3, 5, 5)
+    assert ours.TransposeConv2d(three, three, three, output_padding=torch.tensor(0)).weight.shape == (3, 3, 3, 3)
 
 
 def test_window_larger_than_the_image():

@@ -27,5 +27,11 @@ def test_every_variant_learns_and_is_scored(photos, name):
 )
 def test_the_named_optimiser_learns(name, kind):
     model = experiments.make_model(experiments.VARIANTS[name], 0)
-    trainer = model.make_trainer(model.network, model.recipe, 1, True)
-    assert type(trainer.optimiser) is kind
+    training = ours.Training(model.network, model.recipe, 0, 1)
+    assert type(training.optimiser) is kind and (kind is ours.Adam or training.optimiser.momentum in (0.9, 0.95))
+
+
+def test_multiply_adds_by_hand():
+    network = ours.Model(device="cpu", width=8, deep_width=16).network
+    first, second = 16 * 16 * 3 * 8 * 4**2, 8 * 8 * 8 * 16 * 4**2
+    assert experiments.multiply_adds(network) == 2 * (first + second)

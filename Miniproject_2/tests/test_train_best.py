@@ -17,7 +17,7 @@ def run(tmp_path, monkeypatch):
 
     def call(name, draws):
         path = tmp_path / name
-        sizes = ["--pairs", "96", "--round", "32", "--batch", "16", "--draws", str(draws)]
+        sizes = ["--pairs", "96", "--round", "32", "--batch-size", "16", "--draws", str(draws)]
         train_best.main([str(tmp_path), "--out", str(path), "--validate", str(validation), *sizes])
         model = Model()
         model.load(path)
@@ -34,7 +34,7 @@ def test_stopped_training_continues_exactly(run, monkeypatch, draws):
         def stop(*_):
             raise KeyboardInterrupt
 
-        patch.setattr(train_best, "psnr", stop)  # after the first round's checkpoint
+        patch.setattr(train_best, "report", stop)  # after the first round's checkpoint
         with pytest.raises(KeyboardInterrupt):
             run("stopped.pth", draws)
     model, continued = run("stopped.pth", draws)

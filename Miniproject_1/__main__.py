@@ -1,0 +1,91 @@
+"""The command line: `python -m Miniproject_1 <command>`, or `noise2noise <command>` once it is installed.
+
+Exit status: 0 if all went well, 1 if something could not be done (it is named on stderr), 2 for a wrong call, 130 after
+Ctrl-C, 143 after a request to end.
+"""
+
+import argparse
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import threading
+
+COMMANDS = {
+    "denoise": "remove the noise from pictures",
+    "inspect": "find out whether pairs of noisy pictures are fit to learn from",
+    "evaluate": "compare weights with clean pictures, in dB and SSIM",
+    "train": "learn from pairs of noisy pictures",
+    "info": "say what a weights file holds",
+    "data": "make data in the course's format",
+}
+
+
+def make_parser(name=None):
+    """The parser of all commands; only that of the command called `name` has its arguments (and its imports)."""
+    parser = argparse.ArgumentParser(
+        prog="noise2noise", description="Denoising learnt from pairs of noisy images.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+    for command, summary in COMMANDS.items():
+        module = importlib.import_module(f"Miniproject_1.commands.{command}") if command == name else None
+        details = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        if command == "data":
+            details["add_help"] = False  # others/data.py explains itself
+        subparser = commands.add_parser(command, help=summary, description=module and module.__doc__, **details)
+        if module:
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def print_odd_names():
+    """Makes file names that are no text (bytes that are not UTF-8) printable, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def tidy_end():
+    """A request to end (SIGTERM) unwinds like Ctrl-C meanwhile, so that temporary files are removed."""
+    if threading.current_thread() is not threading.main_thread():  # others cannot be asked
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def main(arguments=None):
+    """Runs one command and returns the exit status; `arguments` are those of the command line by default."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    print_odd_names()
+    name = arguments[0] if arguments else None
+    with tidy_end():
+        return run(name, arguments)
+
+
+def run(name, arguments):
+    """Runs the command called `name`; errors become a line on stderr and an exit status."""
+    try:
+        if name == "data":  # it has a parser of its own
+            return importlib.import_module("Miniproject_1.commands.data").run(arguments[1:])
+        options = make_parser(name).parse_args(arguments)
+        return options.run(options) or 0
+    except KeyboardInterrupt:
+        print("interrupted: the files written so far are whole", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        print(f"noise2noise {name}: {error or type(error).__name__}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Compares weights with clean pictures: PSNR and SSIM of each picture, and their means.
+
+    noise2noise evaluate noisy/ clean/ --weights photo
+    noise2noise evaluate val_data.pkl --weights course --classics
+
+PSNR has the peak 255 and is clipped to [0, 255] only. Its mean over images is the grader's; that of the pooled error is
+beside it. SSIM is scikit-image's with the settings of Wang et al. 2004: Gaussian window of deviation 1.5, population
+covariances, range 255, mean over channels; it needs 11 pixels a side.
+"""
+
+import json
+import math
+
+from Miniproject_1.commands.denoise import add_limit
+from Miniproject_1.commands.pairs import add_pairs, open_pairs
+from Miniproject_1.commands.progress import progress_bar
+from Miniproject_1.commands.weights import add_weights, load_model, predict_colours
+
+SSIM_SETTINGS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+SSIM_SIDE = 11  # pixels of its window
+
+
+def add_arguments(parser):
+    add_pairs(parser, "NOISY", "CLEAN")
+    add_weights(parser)
+    add_limit(parser)
+    parser.add_argument("--ensemble", action="store_true", help="average several predictions")
+    parser.add_argument("--limit", type=int, help="only the first so many pictures")
+    parser.add_argument(
+        "--classics",
+        action="store_true",
+        help="also scikit-image's non-local means, wavelets and TV; their strength is chosen for each picture by the "
+        "clean one (an oracle), which nobody has in practice",
+    )
+    parser.add_argument("--quiet", action="store_true", help="only the means")
+    parser.add_argument("--json", action="store_true", help="say it as JSON, one object a line and picture")
+
+
+# ---------------------------------------------------------------------------------------------- measures
+
+
+def mean_squared_error(image, clean):
+    """Of two (1, C, H, W) in [0, 255], in [0, 1] squared."""
+    return ((image.double() - clean.double()) / 255).square().mean().item()
+
+
+def psnr(mse):
+    """In dB; inf for equal images."""
+    return -10 * math.log10(mse) if mse > 0 else math.inf
+
+
+def ssim(image, clean):
+    """scikit-image's structural similarity; None where it is missing or the picture is smaller than its window."""
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError:
+        return None
+    if min(image.shape[2:]) < SSIM_SIDE:
+        return None
+    first, second = (part[0].permute(1, 2, 0).double().numpy() for part in (image, clean))
+    return float(structural_similarity(first, second, channel_axis=2, **SSIM_SETTINGS))
+
+
+# ---------------------------------------------------------------------------------------------- methods
+
+
+def classics(noisy, clean):
+    """The best that three classics can do, whatever their strength: {name: (1, C, H, W)} in [0, 255].
+
+    Non-local means (A. Buades et al., CVPR 2005), BayesShrink wavelets (S. Chang et al., IEEE TIP 2000) and total
+    variation (A. Chambolle, JMIV 2004), each with the strength that comes closest to the clean picture.
+    """
+    try:
+        import pywt  # noqa: F401  # which its wavelets need
+        from skimage import restoration
+    except ImportError as error:
+        raise ImportError(
+            "--classics needs scikit-image and PyWavelets: pip install 'noise2noise-miniproject[evaluate]'"
+        ) from error
+    import torch
+
+    image = (noisy[0] / 255).permute(1, 2, 0).double().numpy()
+    sigma = (noisy - clean).std().item() / 255
+    methods = {
+        "non-local means": lambda s: restoration.denoise_nl_means(
+            image, patch_size=5, patch_distance=6, h=s * sigma, sigma=sigma, fast_mode=True, channel_axis=2
+        ),
+        "wavelets": lambda s: restoration.denoise_wavelet(
+            image, sigma=s * sigma, method="BayesShrink", mode="soft", channel_axis=2, rescale_sigma=True
+        ),
+        "total variation": lambda s: restoration.denoise_tv_chambolle(image, weight=s * sigma, channel_axis=2),
+    }
+    strengths = {
+        "non-local means": (0.4, 0.6, 0.8, 1.0),
+        "wavelets": (0.5, 1.0, 1.5, 2.0),
+        "total variation": (0.5, 1.0, 1.5, 2.0),
+    }
+    best = {}
+    for name, method in methods.items():
+        tried = [torch.from_numpy(method(strength)).permute(2, 0, 1)[None] * 255 for strength in strengths[name]]
+        best[name] = min(
+            (part.clamp(0, 255).float() for part in tried), key=lambda part: mean_squared_error(part, clean)
+        )
+    return best
+
+
+def versions(model, weights, noisy, clean, options):
+    """The versions of a picture that are compared, by name."""
+    yield "noisy", noisy
+    space = "CMYK" if noisy.shape[1] == 4 else ""
+    yield weights, predict_colours(model, noisy, space, options.ensemble or None).cpu()
+    if options.classics:
+        yield from classics(noisy, clean).items()
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+def run(options):
+    pairs = open_pairs(options.first, options.second, options.max_megapixels)
+    model = load_model(options.weights, options.device)
+    count = min(len(pairs), options.limit or len(pairs))
+    errors, similarities = {}, {}
+    with progress_bar(count, options.quiet) as bar:
+        for number in range(count):
+            noisy, clean = pairs.pair(number)
+            facts = {"name": pairs.name(number)}
+            for name, image in versions(model, options.weights, noisy, clean, options):
+                mse, similarity = mean_squared_error(image, clean), ssim(image, clean)
+                errors.setdefault(name, []).append((mse, image.numel()))
+                similarities.setdefault(name, []).append(similarity)
+                facts[name] = {"psnr": finite(psnr(mse)), "ssim": similarity and round(similarity, 4)}
+            if options.json:
+                bar.write(json.dumps(facts))
+            elif not options.quiet:
+                bar.write(f"{facts['name']}: " + ", ".join(in_words(n, f) for n, f in facts.items() if n != "name"))
+            bar.next()
+    summary = {name: means(errors[name], similarities[name]) for name in errors}
+    print(json.dumps({"images": count, "mean": summary}) if options.json else table(summary, count))
+    return 0
+
+
+def means(errors, similarities):
+    pooled = math.fsum(mse * size for mse, size in errors) / sum(size for _, size in errors)
+    known = [value for value in similarities if value is not None]
+    return {
+        "psnr": finite(sum(psnr(mse) for mse, _ in errors) / len(errors)),
+        "psnr_of_pooled_error": finite(psnr(pooled)),
+        "ssim": round(sum(known) / len(known), 4) if known else None,
+    }
+
+
+def finite(decibels):
+    return round(decibels, 3) if math.isfinite(decibels) else None
+
+
+def in_words(name, facts):
+    decibels = "equal" if facts["psnr"] is None else f"{facts['psnr']:.2f} dB"
+    return f"{name} {decibels}" + ("" if facts["ssim"] is None else f" (SSIM {facts['ssim']:.4f})")
+
+
+def table(summary, count):
+    lines = [f"{f'mean of {count}':24} {'PSNR':>9} {'pooled':>9} {'SSIM':>7}"]
+    for name, facts in summary.items():
+        cells = [
+            f"{facts[key]:9.2f}" if facts[key] is not None else f"{'equal':>9}"
+            for key in ("psnr", "psnr_of_pooled_error")
+        ]
+        lines.append(f"{name:24.24} {' '.join(cells)} {'-' if facts['ssim'] is None else facts['ssim']:>7}")
+    return "\n".join(lines)

@@ -1,0 +1,613 @@
+"""Pictures in files: read with all that belongs to them, written whole or not at all.
+
+Shapes: H W picture, C channels. Pixels are held as the file has them: uint8, uint16 or float32, (H, W, C), the alpha
+channel last. They are turned upright when they are read.
+
+Pillow reads and writes 8 bits a channel and 16-bit grey; 16-bit colour is put together here from Pillow's decoders,
+and tifffile reads floating TIFF and writes what Pillow cannot. Both are the extra `images`.
+"""
+
+import contextlib
+import io
+import logging
+import lzma
+import os
+import re
+import secrets
+import struct
+import sys
+import warnings
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+DEFAULT_MEGAPIXELS = 200  # larger pictures are refused: a file of some kilobytes can claim terabytes
+DEFAULT_QUALITY = 95  # of JPEG and lossy WebP
+CHANNELS = {"grey": 1, "RGB": 3, "CMYK": 4}
+PNG_COLOUR_TYPES = {("grey", False): 0, ("RGB", False): 2, ("grey", True): 4, ("RGB", True): 6}
+TEMPORARY = ".noise2noise-"  # how the names of unfinished files begin
+
+ORIENTATION, PAGE_WIDTH, PAGE_HEIGHT, EXIF_IFD, GPS_IFD = 0x0112, 0xA002, 0xA003, 0x8769, 0x8825
+TURNS = {  # EXIF orientation -> (transpose, flipped axes) that turn a picture upright; H is axis 0
+    1: (False, ()),
+    2: (False, (1,)),
+    3: (False, (0, 1)),
+    4: (False, (0,)),
+    5: (True, ()),
+    6: (True, (1,)),
+    7: (True, (0, 1)),
+    8: (True, (0,)),
+}
+# what a TIFF says about a picture rather than about its own layout: description, camera, software, date, artist,
+# computer, copyright, EXIF, GPS
+DESCRIPTIVE = (270, 271, 272, 305, 306, 315, 316, 33432, EXIF_IFD, GPS_IFD)
+LOST_EXIF = "of its EXIF only description, camera, date, artist and copyright are kept"
+
+
+@dataclass
+class Picture:
+    """A picture as a file has it.
+
+    Attributes:
+        pixels: numpy (H, W, C), uint8, uint16 or float32; upright; the last channel is alpha where there is one.
+        space: 'grey', 'RGB' or 'CMYK'.
+        alpha: whether there is an alpha channel.
+        value_range: (low, high), the values that correspond to 0 and 255.
+        exif, icc, dpi, xmp: `PIL.Image.Exif`, bytes, (across, down) and bytes; None where there is none.
+        encoding: settings of the file it came from that are kept, such as JPEG's subsampling.
+        notes: what will not be kept, in words.
+    """
+
+    pixels: object
+    space: str
+    alpha: bool
+    value_range: tuple
+    exif: object = None
+    icc: bytes | None = None
+    dpi: tuple | None = None
+    xmp: bytes | None = None
+    encoding: dict = field(default_factory=dict)
+    notes: list = field(default_factory=list)
+
+    @property
+    def colours(self):
+        """How many channels are no alpha."""
+        return self.pixels.shape[2] - self.alpha
+
+    def values(self, rows=slice(None)):
+        """The colours of some rows: float32 (1, C, h, W) in [0, 255]."""
+        low, high = self.value_range
+        part = torch.from_numpy(self.pixels[rows, :, : self.colours].astype("float32"))
+        return ((part - low) * (255 / (high - low))).permute(2, 0, 1)[None]
+
+    def stored(self, values):
+        """The inverse of `values`: (1, C, h, W) in [0, 255] -> numpy (h, W, C) in the type of the pixels."""
+        low, high = self.value_range
+        part = values[0].permute(1, 2, 0).double() * ((high - low) / 255) + low
+        if self.pixels.dtype.kind == "u":
+            part = part.round().clamp(low, high)
+        return part.numpy().astype(self.pixels.dtype)
+
+
+def need_pillow():
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("reading pictures needs Pillow: pip install 'noise2noise-miniproject[images]'") from error
+    return Image
+
+
+def need_tifffile():
+    try:
+        import tifffile
+    except ImportError as error:
+        raise ImportError("this TIFF needs tifffile: pip install 'noise2noise-miniproject[images]'") from error
+    return tifffile
+
+
+def need_numpy():
+    try:
+        import numpy
+    except ImportError as error:
+        raise ImportError("reading pictures needs numpy: pip install 'noise2noise-miniproject[images]'") from error
+    return numpy
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
+    """Reads a PNG, JPEG, WebP or TIFF; what it is, its content says, not its name.
+
+    Args:
+        max_megapixels: larger pictures are refused before they are decoded.
+        value_range: (low, high) of a floating TIFF: the values that correspond to black and white. None: [0, 1] if no
+            value is outside of it, else from the smallest to the largest value.
+
+    Raises ValueError for a file that is damaged, too large or of a kind that is not read; OSError where there is none.
+    """
+    Image, numpy = need_pillow(), need_numpy()
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError("no such file" if not path.exists() else "not a file")
+    try:
+        with silence(), no_pixel_limit(Image), open(path, "rb") as file:
+            picture = decode(file, max_megapixels)
+    except (Refused, ImportError):
+        raise
+    except MemoryError as error:
+        raise ValueError("not enough memory for this picture") from error
+    except Exception as error:  # damaged files make the decoders raise a dozen kinds
+        raise ValueError(f"not a readable picture: {error or type(error).__name__}") from error
+    if picture.pixels.size == 0:
+        raise ValueError("the picture has no pixel")
+    if picture.pixels.dtype.kind == "f":
+        if not numpy.isfinite(picture.pixels).all():
+            raise ValueError("the picture holds NaN or infinite values; replace them first")
+        picture.value_range = value_range or float_range(picture.pixels[:, :, : picture.colours])
+    return picture
+
+
+class Refused(ValueError):
+    """A picture that could be decoded but is not; the message says why."""
+
+
+def float_range(values):
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= 1:
+        return 0.0, 1.0
+    return low, high if high > low else low + 1
+
+
+@contextlib.contextmanager
+def silence():
+    """Warnings and tifffile's log say nothing meanwhile: what is wrong with a file, one error says."""
+    log = logging.getLogger("tifffile")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+@contextlib.contextmanager
+def no_pixel_limit(Image):
+    """Pillow's own limit is off meanwhile: `check_size` has ours."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def check_size(width, height, max_megapixels):
+    if width * height > max_megapixels * 1e6:
+        raise Refused(
+            f"{width} x {height} pixels are more than {max_megapixels:g} megapixels; if the file is to be trusted, "
+            "raise the limit with --max-megapixels"
+        )
+
+
+def decode(file, max_megapixels):
+    Image = need_pillow()
+    head = file.read(4)
+    file.seek(0)
+    if head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and not pillow_reads_tiff(file):
+        return decode_with_tifffile(file, max_megapixels)
+    file.seek(0)
+    try:
+        image = Image.open(file, formats=["PNG", "JPEG", "WEBP", "TIFF"])
+    except Image.UnidentifiedImageError as error:
+        raise Refused("not a readable PNG, JPEG, WebP or TIFF") from error
+    check_size(*image.size, max_megapixels)
+    if image.format not in ("JPEG", "MPO") and getattr(image, "n_frames", 1) > 1:
+        raise Refused(f"it holds {image.n_frames} pictures; only files of one picture are read")
+    return decode_with_pillow(image, file)
+
+
+def pillow_reads_tiff(file):
+    """Whether Pillow can give all bits of a TIFF: 8 bits a channel, or 16 in a layout that `sixteen_bits` knows."""
+    Image = need_pillow()
+    try:
+        image = Image.open(file, formats=["TIFF"])
+    except (Image.UnidentifiedImageError, KeyError):
+        return False
+    bits, kinds = image.tag_v2.get(258, (1,)), image.tag_v2.get(339, (1,))
+    if max(bits) <= 8:
+        return True
+    return max(bits) == 16 and set(kinds) == {1} and (image.mode.startswith("I;16") or byte_orders(image) is not None)
+
+
+def decode_with_pillow(image, file):
+    numpy = need_numpy()
+    source, encoding = image.format, how_encoded(image, file)
+    notes = ["only the first of the pictures in the file"] if source == "MPO" else []
+    orientation = image.tag_v2.get(ORIENTATION, 1) if source == "TIFF" else None  # decoding removes it
+    pixels, space, alpha = sixteen_bits(image, file) or eight_bits(image, notes)
+    exif, icc, dpi, xmp = image.getexif(), *(image.info.get(name) for name in ("icc_profile", "dpi", "xmp"))
+    if source != "TIFF":  # which Pillow turns itself
+        orientation = exif.get(ORIENTATION, 1)
+        pixels = upright(pixels, orientation)
+    if orientation in (5, 6, 7, 8) and dpi:
+        dpi = dpi[::-1]
+    high = numpy.iinfo(pixels.dtype).max
+    exif = upright_exif(exif, pixels.shape, notes, source == "TIFF")
+    return Picture(pixels, space, alpha, (0, high), exif, icc, dpi, upright_xmp(xmp), encoding, notes)
+
+
+def how_encoded(image, file):
+    """The settings of a file that a new one of the same format should share."""
+    if image.format in ("JPEG", "MPO"):
+        from PIL import JpegImagePlugin
+
+        return {"subsampling": JpegImagePlugin.get_sampling(image)}
+    if image.format == "WEBP":
+        file.seek(0)
+        return {"lossless": b"VP8L" in file.read(2**20)}
+    return {"compression": image.info.get("compression", "raw")} if image.format == "TIFF" else {}
+
+
+def eight_bits(image, notes):
+    """Decodes 8 bits a channel: (H, W, C) uint8, colour space, whether there is alpha."""
+    numpy = need_numpy()
+    transparent = "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+    if image.mode == "CMYK":
+        mode = "CMYK"
+    elif image.mode in ("1", "L", "LA", "La"):
+        mode = "LA" if transparent else "L"
+    elif image.mode in ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr"):
+        mode = "RGBA" if transparent else "RGB"
+    else:
+        raise Refused(f"pictures of the mode {image.mode} are not read; convert it to RGB, 8 or 16 bits, or floating")
+    if image.mode in ("1", "P", "PA"):
+        notes.append("black and white becomes grey" if image.mode == "1" else "the palette becomes full colour")
+    space = {"L": "grey", "LA": "grey", "RGB": "RGB", "RGBA": "RGB", "CMYK": "CMYK"}[mode]
+    image.load()
+    pixels = numpy.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels.reshape(*pixels.shape[:2], -1), space, transparent
+
+
+def sixteen_bits(image, file):
+    """Decodes 16 bits a channel: (H, W, C) uint16, colour space, whether there is alpha; None for other pictures.
+
+    Of 16-bit colour Pillow keeps the upper byte. Told that the file has the other byte order, it takes the lower byte
+    for the upper one, so two passes of its decoders give all 16 bits.
+    """
+    numpy = need_numpy()
+    key = image.info.get("transparency")
+    if image.mode.startswith("I;16"):
+        pixels, space, alpha = numpy.asarray(image).astype("uint16")[:, :, None], "grey", False
+    elif layouts(image) == {"LA;16B"}:  # read as four channels of 8 bits
+        image._mode = "RGBA"
+        image.tile = [with_layout(tile, "RGBA") for tile in image.tile]
+        bytes_ = numpy.asarray(image).astype("uint16")
+        return bytes_[:, :, 0::2] * 256 + bytes_[:, :, 1::2], "grey", True
+    elif byte_orders(image):
+        again = need_pillow().open(file, formats=[image.format])
+        again.tile = [with_layout(tile, other_order(layout(tile))) for tile in again.tile]
+        pixels = numpy.asarray(image).astype("uint16") * 256
+        pixels += numpy.asarray(again)
+        space, alpha = ("CMYK" if image.mode == "CMYK" else "RGB"), image.mode == "RGBA"
+    else:
+        return None
+    if key is None or alpha:
+        return pixels, space, alpha
+    opaque = (pixels != numpy.array(key)).any(2, keepdims=True)  # one colour is said to be transparent
+    return numpy.concatenate([pixels, opaque.astype("uint16") * 65535], 2), space, True
+
+
+def layout(tile):
+    """How a part of a file stores its pixels, in Pillow's words: such as 'RGB;16B'."""
+    return tile.args if isinstance(tile.args, str) else tile.args[0]
+
+
+def with_layout(tile, name):
+    return tile._replace(args=name if isinstance(tile.args, str) else (name, *tile.args[1:]))
+
+
+def layouts(image):
+    return {layout(tile) for tile in getattr(image, "tile", ()) if tile.args}
+
+
+def byte_orders(image):
+    """The byte orders of 16-bit colour whose channels lie side by side; None for other pictures."""
+    parts = [name.partition(";16") for name in layouts(image)]
+    known = parts and all(mode in ("RGB", "RGBA", "CMYK") and order in ("L", "B", "N") for mode, _, order in parts)
+    return {order for _, _, order in parts} if known else None
+
+
+def other_order(name):
+    native = "L" if sys.byteorder == "little" else "B"
+    return name[:-1] + {"L": "B", "B": "L"}[native if name[-1] == "N" else name[-1]]
+
+
+def decode_with_tifffile(file, max_megapixels):
+    """Decodes a TIFF that Pillow does not: floating, or 16 bits in planes."""
+    tifffile, numpy = need_tifffile(), need_numpy()
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        if len(tiff.pages) > 1:
+            raise Refused(f"it holds {len(tiff.pages)} pictures; only files of one picture are read")
+        page = tiff.pages[0]
+        check_size(page.imagewidth, page.imagelength, max_megapixels)
+        if page.dtype is None or (page.dtype.kind != "f" and page.dtype != "uint16") or page.imagedepth != 1:
+            raise Refused(f"TIFFs of {page.dtype} are not read; use unsigned 8 or 16 bits, or floating point")
+        space, alpha = tiff_space(page)
+        check_segments(page, file)
+        try:
+            pixels = page.asarray(maxworkers=1)
+        except (KeyError, ImportError) as error:
+            raise Refused(
+                f"it is compressed in a way that needs imagecodecs: pip install imagecodecs ({error})"
+            ) from error
+        if page.planarconfig == 2 and page.samplesperpixel > 1:
+            pixels = numpy.moveaxis(pixels, 0, 2)
+        pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
+        tags = {tag.code: tag.value for tag in page.tags if tag.code in (*DESCRIPTIVE, ORIENTATION, 34675, 700)}
+        dpi = page.get_resolution("inch") if 282 in page.tags and page.resolutionunit != 1 else None
+    orientation, encoding = int(tags.get(ORIENTATION, 1)), {"inverted": page.photometric == 0}
+    pixels = upright(pixels.astype("float32" if pixels.dtype.kind == "f" else "uint16"), orientation)
+    exif, notes = need_pillow().Exif(), []
+    for code in set(tags) & set(DESCRIPTIVE):
+        if isinstance(tags[code], str):
+            exif[code] = tags[code]
+        else:
+            notes.append(LOST_EXIF)
+    if orientation in (5, 6, 7, 8) and dpi:
+        dpi = dpi[::-1]
+    return Picture(
+        pixels, space, alpha, (0, 65535), exif, tags.get(34675), dpi, upright_xmp(tags.get(700)), encoding, notes
+    )
+
+
+def tiff_space(page):
+    """Colour space and whether there is alpha, from a page of tifffile."""
+    space = {0: "grey", 1: "grey", 2: "RGB", 5: "CMYK"}.get(int(page.photometric))
+    extra = page.samplesperpixel - CHANNELS.get(space, 0)
+    if space is None or extra not in (0, 1):
+        raise Refused(
+            f"TIFFs with {page.samplesperpixel} channels of the kind {page.photometric.name} are not read; "
+            "grey, RGB and CMYK are, with alpha or without"
+        )
+    return space, extra == 1
+
+
+def check_segments(page, file):
+    """Raises for compressed parts that unfold to more than their share of the picture, before any memory is taken."""
+    unfold = {8: zlib.decompressobj, 32946: zlib.decompressobj, 34925: lzma.LZMADecompressor}.get(int(page.compression))
+    if unfold is None:
+        return
+    largest = page.dtype.itemsize * page.samplesperpixel
+    largest *= page.tilewidth * page.tilelength if page.is_tiled else page.imagewidth * page.rowsperstrip
+    for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
+        file.seek(offset)
+        unfolded = unfold().decompress(file.read(length), largest + 1)
+        if len(unfolded) > largest:
+            raise Refused("a part of it unfolds to more than its share of the picture")
+
+
+# ---------------------------------------------------------------------------------------------- orientation, metadata
+
+
+def upright(pixels, orientation):
+    """(H, W, C) as it is meant to be seen; (W, H, C) for half of the EXIF orientations."""
+    numpy = need_numpy()
+    transpose, axes = TURNS.get(orientation, TURNS[1])
+    return numpy.ascontiguousarray(numpy.flip(pixels.swapaxes(0, 1) if transpose else pixels, axes))
+
+
+def descriptive(exif):
+    """What a TIFF says about its picture, without what it says about its own layout."""
+    kept = need_pillow().Exif()
+    for code in set(exif) & set(DESCRIPTIVE):
+        kept[code] = exif.get_ifd(code) if code in (EXIF_IFD, GPS_IFD) else exif[code]
+    return reread(kept)
+
+
+def reread(exif):
+    """The same EXIF as if it had been read from a file, all of its parts in one."""
+    content = need_pillow().Exif()
+    content.load(exif.tobytes())
+    return content
+
+
+def upright_exif(exif, shape, notes, tiff=False):
+    """EXIF of a picture that has been turned upright, of the given (H, W, C); None where there is none to keep."""
+    try:
+        exif = descriptive(exif) if tiff else exif
+        if not len(exif):
+            return None
+        if ORIENTATION in exif:
+            exif[ORIENTATION] = 1
+        details = exif.get_ifd(EXIF_IFD)
+        for code, size in ((PAGE_HEIGHT, shape[0]), (PAGE_WIDTH, shape[1])):
+            if code in details:
+                details[code] = size
+        return reread(exif)
+    except Exception:  # damaged in one of many ways
+        notes.append("its EXIF is damaged and is lost")
+        return None
+
+
+def upright_xmp(xmp):
+    """An XMP packet with its orientation set to upright."""
+    if isinstance(xmp, str):
+        xmp = xmp.encode()
+    if not isinstance(xmp, bytes) or not xmp:
+        return None
+    xmp = re.sub(rb'(tiff:Orientation=["\'])\d', rb"\g<1>1", xmp)
+    return re.sub(rb"(<tiff:Orientation>)\d", rb"\g<1>1", xmp)
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def write_picture(picture, path, *, overwrite=False, quality=DEFAULT_QUALITY):
+    """Writes a picture in the format that the name ends in; the file appears whole or not at all.
+
+    Raises ValueError where the format cannot hold it, FileExistsError where there is one and `overwrite` is off.
+    """
+    path = Path(path)
+    kind = check_holds(picture, path)
+    with whole_file(path, overwrite) as file:
+        if kind == "TIFF" and (picture.pixels.dtype == "float32" or deep_colour(picture)):
+            write_deep_tiff(picture, file)
+        elif kind == "PNG" and deep_colour(picture):
+            write_deep_png(picture, file)
+        else:
+            as_pillow(picture).save(file, kind, **save_options(picture, kind, quality))
+
+
+def check_holds(picture, path):
+    """The format of a file called `path`, which must be able to hold the picture."""
+    kind = ENDINGS.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"pictures are written to names that end in {', '.join(ENDINGS)}; got {path.name}")
+    dtype = picture.pixels.dtype
+    if dtype == "float32" and kind != "TIFF":
+        raise ValueError(f"{kind} holds no floating point; write it to a name that ends in .tif")
+    if dtype == "uint16" and kind in ("JPEG", "WEBP"):
+        raise ValueError(f"{kind} holds 8 bits, the picture has 16; write it to a name that ends in .png or .tif")
+    if picture.space == "CMYK" and kind in ("PNG", "WEBP"):
+        raise ValueError(f"{kind} holds no CMYK; write it to a name that ends in .jpg or .tif")
+    if picture.alpha and kind == "JPEG":
+        raise ValueError("JPEG holds no alpha channel; write it to a name that ends in .png, .webp or .tif")
+    if kind == "WEBP" and max(picture.pixels.shape[:2]) > 16383:
+        raise ValueError("WebP holds at most 16383 pixels a side; write it to a name that ends in .png")
+    return kind
+
+
+@contextlib.contextmanager
+def whole_file(path, overwrite):
+    """A new binary file that is given its name when it is complete; it is removed after any error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+        move(temporary, path, overwrite)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def move(temporary, path, overwrite):
+    if not overwrite:
+        try:
+            os.link(temporary, path)  # unlike a rename, it fails where there is a file
+            return
+        except FileExistsError:
+            raise FileExistsError(f"{path} exists; --force overwrites") from None
+        except OSError:  # a file system without links
+            if os.path.lexists(path):
+                raise FileExistsError(f"{path} exists; --force overwrites") from None
+    os.replace(temporary, path)
+
+
+def deep_colour(picture):
+    return picture.pixels.dtype == "uint16" and picture.pixels.shape[2] > 1
+
+
+def as_pillow(picture):
+    """The pixels, 8 bits or 16-bit grey, as Pillow's image."""
+    Image = need_pillow()
+    if picture.pixels.shape[2] == 1:
+        return Image.fromarray(picture.pixels[:, :, 0])
+    mode = {2: "LA", 3: "RGB", 4: "CMYK" if picture.space == "CMYK" else "RGBA"}[picture.pixels.shape[2]]
+    height, width = picture.pixels.shape[:2]
+    return Image.frombuffer(mode, (width, height), picture.pixels.tobytes(), "raw", mode, 0, 1)
+
+
+def save_options(picture, kind, quality):
+    """The options of Pillow's `save`."""
+    options = {"exif": picture.exif and picture.exif.tobytes(), "icc_profile": picture.icc, "dpi": picture.dpi}
+    if kind in ("JPEG", "WEBP"):
+        options |= {"xmp": picture.xmp, "quality": quality}
+    if kind == "JPEG" and picture.encoding.get("subsampling", -1) >= 0:
+        options["subsampling"] = picture.encoding["subsampling"]
+    if kind == "WEBP":
+        options |= {"lossless": picture.encoding.get("lossless", False), "exact": True}
+    if kind == "TIFF":
+        lossless = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate")
+        used = picture.encoding.get("compression")
+        options["compression"] = used if used in lossless else "tiff_adobe_deflate"
+        if picture.exif and {EXIF_IFD, GPS_IFD} & set(picture.exif):
+            options["compression"] = "raw"  # libtiff, which compresses, leaves these out
+    if kind == "PNG" and picture.xmp:
+        from PIL.PngImagePlugin import PngInfo
+
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", picture.xmp.decode(errors="replace"))
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def write_deep_png(picture, file):
+    """A PNG of 16-bit colour, which Pillow does not write: its header and pixels around Pillow's other chunks."""
+    height, width, channels = picture.pixels.shape
+    frame = io.BytesIO()
+    need_pillow().new("L", (1, 1)).save(frame, "PNG", **save_options(picture, "PNG", None))
+    colour_type = PNG_COLOUR_TYPES[picture.space, picture.alpha]
+    for name, content in png_chunks(frame.getvalue()):
+        if name == b"IHDR":
+            file.write(b"\x89PNG\r\n\x1a\n")
+            content = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+        if name != b"IDAT":
+            write_chunk(file, name, content)
+            continue
+        deflate = zlib.compressobj(6)
+        before = need_numpy().zeros(width * channels * 2, "uint8")
+        for row in picture.pixels:  # a row is its difference from the row above it: filter type 2
+            row = row.astype(">u2").reshape(-1).view("uint8")
+            write_part(file, deflate.compress(b"\2" + (row - before).tobytes()))
+            before = row
+        write_part(file, deflate.flush())
+
+
+def write_part(file, content):
+    if content:
+        write_chunk(file, b"IDAT", content)
+
+
+def write_chunk(file, name, content):
+    file.write(struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content)))
+
+
+def png_chunks(content):
+    """(name, content) of each chunk of a PNG."""
+    place = 8
+    while place < len(content):
+        (length,) = struct.unpack(">I", content[place : place + 4])
+        yield content[place + 4 : place + 8], content[place + 8 : place + 8 + length]
+        place += length + 12
+
+
+def write_deep_tiff(picture, file):
+    """A TIFF of floating point or 16-bit colour, by tifffile."""
+    tifffile, exif = need_tifffile(), picture.exif or {}
+    photometric = {"grey": "minisblack", "RGB": "rgb", "CMYK": "separated"}[picture.space]
+    if picture.encoding.get("inverted"):
+        photometric = "miniswhite"
+    texts = [(code, 2, 0, exif[code], True) for code in exif if isinstance(exif[code], str) and code in DESCRIPTIVE]
+    if {EXIF_IFD, GPS_IFD} & set(exif):
+        picture.notes.append(LOST_EXIF)
+    extra = [(700, 1, len(picture.xmp), picture.xmp, True)] if picture.xmp else []
+    pixels = picture.pixels[:, :, 0] if picture.pixels.shape[2] == 1 else picture.pixels
+    tifffile.imwrite(
+        file,
+        pixels,
+        photometric=photometric,
+        planarconfig="contig" if pixels.ndim == 3 else None,
+        extrasamples=["unassalpha"] if picture.alpha else None,
+        compression="zlib",
+        iccprofile=picture.icc,
+        resolution=picture.dpi,
+        resolutionunit="inch" if picture.dpi else None,
+        metadata=None,
+        software=False,
+        extratags=texts + extra,
+    )

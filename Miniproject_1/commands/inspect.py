@@ -1,0 +1,366 @@
+"""Finds out whether pairs of noisy pictures are material for Noise2Noise, before hours are spent on them.
+
+    noise2noise inspect first/ second/
+    noise2noise inspect train_data.pkl
+
+Pairs must show the same scene twice, at the same place and with the same exposure, with independent noise of mean zero.
+Each finding comes with a verdict (fine, mind or BAD) and with what to do. Noise that is the same in both pictures, such
+as a sensor's fixed pattern, cannot be seen in pairs, nor be learnt from them.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+
+from Miniproject_1.commands.denoise import add_limit
+from Miniproject_1.commands.pairs import add_pairs, blocks, open_pairs
+from Miniproject_1.commands.weights import SHIPPED, add_device, load_model, predict_colours
+from Miniproject_1.model import measure_noise
+
+FINE, MIND, BAD = "fine", "mind", "BAD"
+SQUARES, SIDE = 1024, 64  # so many squares of so many pixels a side are measured
+TILES, TILE = 48, 128  # the same for displacements, of one large pair or of all pairs
+LARGE = 256  # pixels: pairs of at least this size a side are asked for their displacement one by one
+LOOKED_AT = 200  # pairs, at most, whose exposure and displacement are measured
+TRUSTED = 8  # deviations: peaks below come from noise alone, too
+LOW_PASS = 0.15  # cycles a pixel: where pictures have more signal than noise
+JUDGED = 128  # squares that the shipped weights are tried on
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found: what was looked at, numbers by name, a verdict, and a sentence with what to do."""
+
+    topic: str
+    values: dict
+    verdict: str
+    text: str
+
+
+def add_arguments(parser):
+    add_pairs(parser)
+    add_device(parser)
+    add_limit(parser)
+    parser.add_argument("--no-weights", action="store_true", help="do not try the shipped weights, which takes longest")
+    parser.add_argument("--json", action="store_true", help="say it as one JSON object")
+
+
+# ---------------------------------------------------------------------------------------------- measurements
+
+
+def displacement(first, second):
+    """How far the second images lie from the first: ((down, right) in pixels, trust), from (M, C, s, s) squares.
+
+    Phase correlation (C. Kuglin, D. Hines, 1975) of the mean cross spectrum of all squares: each frequency counts by
+    its coherence, what the squares agree on, and high ones less. The peak is refined in steps of 1/50 pixel by the
+    Fourier sum itself. Trust is the height of the peak over the deviation of the surface; see TRUSTED.
+    """
+    count, _, side, _ = first.shape
+    window = torch.hann_window(side + 2, periodic=False)[1:-1]
+    spectra = [
+        torch.fft.fft2((part - part.mean((2, 3), keepdim=True)).mean(1) * window * window[:, None])
+        for part in (first, second)
+    ]
+    cross = (spectra[0] * spectra[1].conj()).mean(0)
+    powers = [spectrum.abs().square().mean(0) for spectrum in spectra]
+    frequencies = torch.fft.fftfreq(side)
+    weight = torch.exp(-(frequencies.square() + frequencies[:, None].square()) / (2 * LOW_PASS**2))
+    if count > 3:
+        weight = weight * (cross.abs().square() / (powers[0] * powers[1] + 1e-12) - 1 / count).clamp(min=0)
+    weight[0, 0] = 0
+    phases = weight * cross / (cross.abs() + 1e-12)
+    surface = torch.fft.ifft2(phases).real
+    peak = int(surface.argmax())
+    trust = (surface.max() / (surface.std() + 1e-12)).item()
+    down, right = (place - side * (place > side // 2) for place in divmod(peak, side))
+    steps = torch.arange(-50, 51) / 50
+    rows = torch.exp(2j * math.pi * (down + steps)[:, None] * frequencies)  # (101, side)
+    columns = torch.exp(2j * math.pi * frequencies[:, None] * (right + steps))
+    fine = (rows @ phases.to(rows.dtype) @ columns).real
+    row, column = divmod(int(fine.argmax()), 101)
+    return (-(down + steps[row].item()), -(right + steps[column].item())), trust
+
+
+def brightness_levels(first, second):
+    """Noise level in the dark, middle and bright third of the pixels by brightness: three numbers in [0, 255].
+
+    Brightness is that of the mean of both images, smoothed, so that the noise itself does not choose the third.
+    """
+    difference = first - second
+    difference = difference - difference.mean((0, 2, 3), keepdim=True)
+    bright = torch.nn.functional.avg_pool2d((first + second).mean(1, keepdim=True), 5, 1, 2, count_include_pad=False)
+    order = bright.expand_as(difference).flatten().argsort()
+    thirds = difference.flatten()[order].tensor_split(3)
+    return [math.sqrt(third.square().mean().item() / 2) for third in thirds]
+
+
+def channel_correlation(first, second):
+    """Mean correlation of the noise between different channels; None for one channel."""
+    channels = first.shape[1]
+    if channels == 1:
+        return None
+    rows = (first - second).transpose(0, 1).flatten(1)
+    if not rows.std(1).all():
+        return 0.0
+    return ((rows.corrcoef().sum() - channels) / (channels * (channels - 1))).item()
+
+
+def line_correlation(first, second):
+    """Mean correlation of the noise of all pairs of different pixels in one row, and in one column, of the squares."""
+    difference = first - second
+    difference = difference - difference.mean((2, 3), keepdim=True)
+    found, side = [], difference.shape[2]
+    for axis in (3, 2):
+        pairs = difference.sum(axis).square().mean() - difference.square().sum(axis).mean()
+        found.append((pairs / (side * max(1, side - 1) * (difference.square().mean() + 1e-12))).item())
+    return found
+
+
+def clipped_share(first, second):
+    """Share of the values that lie at the ends of the range."""
+    both = torch.cat([first, second])
+    return ((both <= 0) | (both >= 255)).float().mean().item()
+
+
+def estimated_mse(prediction, noisy, variance):
+    """Mean squared error of a prediction against the clean image, which nobody has: that against an independent noisy
+    image, less the variance of its noise (which is why Noise2Noise works)."""
+    return (prediction - noisy).square().mean().item() - variance
+
+
+def psnr_of(mse):
+    return 10 * math.log10(255**2 / mse)
+
+
+# ---------------------------------------------------------------------------------------------- findings
+
+
+def inspect_pairs(pairs, try_weights=True, device=None):
+    """The findings on some pairs, in the order in which they are said."""
+    first, second = blocks(pairs, SIDE, SQUARES)
+    if torch.equal(first, second):
+        text = "Both pictures are the same, down to the last bit: noise can only be seen between two independent ones."
+        return [Finding("independence", {}, BAD, text)]
+    noise = measure_noise(first, second)
+    variance = (first - second - (first - second).mean((0, 2, 3), keepdim=True)).square().mean().item() / 2
+    levels = [math.sqrt(max(0.0, variance * (1 + sign * noise.imbalance))) for sign in (1, -1)]
+    findings = [
+        on_level(levels),
+        on_neighbours(noise.correlation, first.numel()),
+        on_stripes(*line_correlation(first, second)),
+        on_channels(channel_correlation(first, second)),
+        on_brightness(brightness_levels(first, second)),
+        on_exposure(pairs, math.sqrt(variance)),
+        on_displacement(pairs),
+        on_clipping(clipped_share(first, second)),
+        on_gain(first, second, levels, try_weights, device),
+    ]
+    return [finding for finding in findings if finding is not None]
+
+
+def fit(findings):
+    return all(finding.verdict != BAD for finding in findings)
+
+
+def on_level(levels):
+    ratio = max(levels) / max(1e-9, min(levels))
+    values = {"first": round(levels[0], 2), "second": round(levels[1], 2), "ratio": round(ratio, 2)}
+    said = f"noise {levels[0]:.1f} and {levels[1]:.1f} of 255"
+    if max(levels) < 0.5:
+        return Finding("noise", values, MIND, f"{said}: hardly any noise to remove; are these the noisy pictures?")
+    if ratio > 1.3:
+        text = f"{said}: not alike. Noise2Noise allows that; `train` does not swap their pixels then."
+        return Finding("noise", values, MIND, text)
+    return Finding("noise", values, FINE, f"{said}: alike in both.")
+
+
+def on_neighbours(correlation, count):
+    """`count`: values that it was measured on; white noise stays below 3 / sqrt(count) of itself."""
+    values = {"correlation": round(correlation, 3)}
+    said = f"correlation of the noise with that of near pixels {correlation:.2f}"
+    if abs(correlation) > max(0.05, 3 / math.sqrt(count)):
+        text = (
+            f"{said}: demosaicing, JPEG or resizing. Noise2Noise allows that, and needs longer training; where there "
+            "are raw files, use these. Methods for single pictures (sub-sampling, blind spots) fail."
+        )
+        return Finding("neighbours", values, MIND, text)
+    return Finding("neighbours", values, FINE, f"{said}: independent between pixels.")
+
+
+def on_stripes(rows, columns):
+    values = {"rows": round(rows, 4), "columns": round(columns, 4)}
+    if max(rows, columns) < 0.02:
+        return Finding("stripes", values, FINE, "no stripes in the noise.")
+    text = (
+        f"correlation of the noise along rows {rows:.2f}, along columns {columns:.2f}: stripes. The default network "
+        "treats rows and columns alike; in Python, train Model(equivariant=False)."
+    )
+    return Finding("stripes", values, MIND, text)
+
+
+def on_channels(correlation):
+    if correlation is None:
+        return None
+    kind = "alike in all channels, as point sampling is" if correlation > 0.7 else "between the channels"
+    return Finding(
+        "channels", {"correlation": round(correlation, 3)}, FINE, f"correlation {correlation:.2f} {kind}; it is learnt."
+    )
+
+
+def on_brightness(levels):
+    values = dict(zip(("dark", "middle", "bright"), (round(level, 2) for level in levels), strict=True))
+    said = f"noise {levels[0]:.1f} in the dark, {levels[1]:.1f} between, {levels[2]:.1f} in the bright third"
+    if max(levels) > 1.15 * min(levels):
+        return Finding(
+            "brightness", values, FINE, f"{said}: depends on brightness, as photon noise does; it is learnt."
+        )
+    return Finding("brightness", values, FINE, f"{said}: the same everywhere.")
+
+
+def on_exposure(pairs, level):
+    """The mean difference of each pair says how far the exposure drifts; noise alone would leave next to nothing."""
+    numbers = range(0, len(pairs), -(-len(pairs) // LOOKED_AT))
+    means, expected = [], []
+    for first, second in map(pairs.pair, numbers):
+        difference = (first - second).mean(1)
+        means.append(difference.mean().item())
+        expected.append(difference.var().item() / difference.numel() if difference.numel() > 1 else 0.0)
+    mean = math.fsum(means) / len(means)
+    spread = math.sqrt(max(0.0, math.fsum(m * m for m in means) - math.fsum(expected)) / len(means))
+    values = {"mean": round(mean, 2), "drift": round(spread, 2)}
+    said = f"mean difference {mean:+.2f}, {spread:.2f} from pair to pair, of 255"
+    limit = max(0.3, 0.05 * level)
+    if max(abs(mean), spread) <= limit:
+        return Finding("exposure", values, FINE, f"{said}: the exposures agree.")
+    verdict = BAD if max(abs(mean), spread) > max(1.0, 0.2 * level) else MIND
+    text = (
+        f"{said}: the exposure differs, and training would learn half of that as noise. Scale each second picture to "
+        "the mean of its first one, or fix exposure, white balance and light when taking them."
+    )
+    return Finding("exposure", values, verdict, text)
+
+
+def on_displacement(pairs):
+    """Of each large pair for itself; of small ones all together, which show no displacement that changes."""
+    numbers = range(0, len(pairs), -(-len(pairs) // (LOOKED_AT // 4)))
+    large = min(pairs.pair(0)[0].shape[2:]) >= LARGE
+    groups = [One(pairs, number) for number in numbers] if large else [pairs]
+    found = [measured_twice(group, TILES if large else SQUARES) for group in groups]
+    trusted = sorted((math.hypot(*where), where) for where, trust in found if trust >= TRUSTED)
+    if not trusted:
+        text = "no displacement can be told: too little structure, or not the same scene. Look at a pair yourself."
+        return Finding("displacement", {"down": None, "right": None}, MIND, text)
+    (largest, (down, right)), median = trusted[-1], trusted[len(trusted) // 2][0]
+    values = {
+        "down": round(down, 2),
+        "right": round(right, 2),
+        "median": round(median, 2),
+        "largest": round(largest, 2),
+    }
+    said = f"{largest:.1f} pixels apart ({abs(down):.1f} {'down' if down > 0 else 'up'}, "
+    said += f"{abs(right):.1f} {'right' if right > 0 else 'left'})"
+    if len(trusted) > 1:
+        said = f"up to {said}, half of the pairs at most {median:.1f}"
+    if largest < 0.15:
+        return Finding("displacement", values, FINE, f"{said}: at the same place.")
+    text = (
+        f"{said}: what moves is blurred as if it were noise. Use a tripod, or align the pairs before; drop the others."
+    )
+    return Finding("displacement", values, BAD if median >= 0.5 or largest >= 2 else MIND, text)
+
+
+def measured_twice(group, count):
+    """As `displacement`, but large ones again on what both images show: else the squares have little in common."""
+    where, trust = displacement(*blocks(group, TILE, count, overlap=2))
+    whole = [round(part) for part in where]
+    smallest = min(group.pair(0)[0].shape[2:]) - max(map(abs, whole))
+    if trust < TRUSTED or not any(whole) or smallest < 16:
+        return where, trust
+    rest, trust = displacement(*blocks(Shifted(group, *whole), TILE, count, overlap=2))
+    return (whole[0] + rest[0], whole[1] + rest[1]), trust
+
+
+class Shifted:
+    """Pairs cut to what both images show where the second one lies some whole pixels away."""
+
+    def __init__(self, pairs, down, right):
+        self.pairs, self.shift = pairs, (down, right)
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def pair(self, number):
+        first, second = self.pairs.pair(number)
+        for axis, shift in zip((2, 3), self.shift, strict=True):
+            size = first.shape[axis] - abs(shift)
+            first = first.narrow(axis, max(0, -shift), size)
+            second = second.narrow(axis, max(0, shift), size)
+        return first, second
+
+
+class One:
+    """One pair of several, as pairs."""
+
+    def __init__(self, pairs, number):
+        self.only = pairs.pair(number)
+
+    def __len__(self):
+        return 1
+
+    def pair(self, _):
+        return self.only
+
+
+def on_clipping(share):
+    values, said = {"share": round(share, 4)}, f"{100 * share:.1f} % of the values are black or white"
+    if share <= 0.01:
+        return Finding("clipping", values, FINE, f"{said}: next to none is cut off.")
+    text = f"{said}: noise that is cut off has a mean, and black turns grey. Use raw data or another exposure."
+    return Finding("clipping", values, BAD if share > 0.2 else MIND, text)
+
+
+def on_gain(first, second, levels, try_weights, device):
+    """What the shipped weights reach, measured without a clean image; training on the pairs themselves gives more."""
+    if min(levels) < 1e-3:
+        return None
+    noisy = psnr_of(levels[0] ** 2)
+    values, said = {"noisy": round(noisy, 2)}, f"the first ones have about {noisy:.1f} dB"
+    a, b = first[:JUDGED], second[:JUDGED]
+    b = b - (b - a).mean((0, 2, 3), keepdim=True)
+    for name in [name for name, path in SHIPPED.items() if path.is_file() and try_weights and a.shape[1] in (1, 3)]:
+        model = load_model(name, device)
+        mse = estimated_mse(predict_colours(model, a, "", ensemble=False).cpu(), b, levels[1] ** 2)
+        values[name] = round(psnr_of(mse), 2) if mse > 0.1 else None
+    reached = {name: value for name, value in values.items() if name != "noisy" and value is not None}
+    if not reached:
+        return Finding("gain", values, FINE, f"{said}.")
+    best = max(reached, key=reached.get)
+    text = f"{said}; the weights {best!r} make it about {reached[best]:.1f} dB as they are. "
+    if reached[best] <= noisy:
+        return Finding("gain", values, FINE, text + "They do not know this noise: train on these pairs.")
+    return Finding("gain", values, FINE, text + "Trained on many such pairs, expect that or more.")
+
+
+def finite(value, digits):
+    return round(value, digits) if math.isfinite(value) else None
+
+
+def run(options):
+    pairs = open_pairs(options.first, options.second, options.max_megapixels)
+    findings = inspect_pairs(pairs, not options.no_weights, options.device)
+    if options.json:
+        print(json.dumps({"pairs": len(pairs), "fit": fit(findings), "findings": [asdict(f) for f in findings]}))
+        return 0
+    say(findings)
+    print(
+        f"{len(pairs)} pairs: "
+        + ("material for Noise2Noise." if fit(findings) else "NOT fit for Noise2Noise as they are.")
+    )
+    return 0
+
+
+def say(findings, file=None):
+    for finding in findings:
+        print(f"{finding.verdict:5}{finding.topic:14}{finding.text}", file=file)

@@ -1,0 +1,31 @@
+#!/bin/sh
+# The runs that made bestmodel.pth, each from the weights of the one before. From the project's root:
+#
+#     sh Miniproject_1/others/shipped_weights.sh PHOTOS FOLDER
+#
+# FOLDER/run5.pth is the result. Stopped, the script goes on when it is started again. The code learnt in between (to
+# draw other noise, to train on negatives), and of the seeds only that of the second run is recorded: the result has
+# other bits than bestmodel.pth.
+set -eu
+photos=$1
+folder=$2
+
+best() {
+    "${PYTHON:-python}" -m Miniproject_1.others.train_best "$photos" "$@"
+}
+
+best --out "$folder/run1.pth" --pairs 360000 --width 48 --blocks 2 --inner-blocks 2 --draws 8 \
+    --batch-size 16 --muon-lr 4e-3 --adam-lr 5e-3 --ema-decay 0.995 --variance-floor 0.002
+
+best --out "$folder/run2.pth" --start "$folder/run1.pth" --pairs 420000 --blocks 3 --gates --draws 8 --seed 41 \
+    --batch-size 32 --muon-lr 4e-3 --adam-lr 5e-3 --ema-decay 0.998 --variance-floor 0.002
+
+best --out "$folder/run3.pth" --start "$folder/run2.pth" --pairs 100000 --draws 32 --inputs 8 \
+    --batch-size 32 --muon-lr 2.5e-3 --adam-lr 3e-3 --ema-decay 0.995 --variance-floor 0.001
+
+best --out "$folder/run4.pth" --start "$folder/run3.pth" --pairs 400000 --draws 32 --inputs 8 --other-noise 0.125 \
+    --batch-size 32 --muon-lr 2.5e-3 --adam-lr 3e-3 --ema-decay 0.995 --variance-floor 0.001
+
+best --out "$folder/run5.pth" --start "$folder/run4.pth" --pairs 540000 --draws 32 --inputs 8 --other-noise 0.0625 \
+    --inner-blocks 3 \
+    --batch-size 32 --muon-lr 2.5e-3 --adam-lr 3e-3 --ema-decay 0.998 --variance-floor 0.001

@@ -1,0 +1,276 @@
+"""`denoise`: files and folders, nothing overwritten, nothing half written; and the page to compare."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+Image = pytest.importorskip("PIL.Image")
+numpy = pytest.importorskip("numpy")
+
+from Miniproject_1.__main__ import main  # noqa: E402
+from Miniproject_1.commands import denoise, images, weights  # noqa: E402
+from Miniproject_1.model import Model  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def identity(tmp_path_factory):
+    """Weights of an untrained network, which gives back what it gets."""
+    path = tmp_path_factory.mktemp("weights") / "identity.pth"
+    Model(width=8).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def course():
+    return weights.load_model("course", "cpu")
+
+
+def noisy_picture(size=(40, 60), channels=3, level=25, dtype="uint8", seed=0):
+    clean = numpy.linspace(60, 180, size[1])[None, :, None] + numpy.zeros((*size, channels))
+    noisy = clean + level * numpy.random.default_rng(seed).standard_normal(clean.shape)
+    high = 255 if dtype == "float32" else numpy.iinfo(dtype).max
+    values = (noisy.clip(0, 255) * (high / 255)).astype(dtype)
+    space = {1: "grey", 2: "grey", 3: "RGB", 4: "RGB"}[channels]
+    return images.Picture(values, space, channels in (2, 4), (0, high))
+
+
+def write(path, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images.write_picture(noisy_picture(**options), path)
+    return path
+
+
+def error(picture):
+    clean = numpy.linspace(60, 180, picture.pixels.shape[1])
+    values = picture.values().numpy()
+    return float(numpy.sqrt(((values - clean) ** 2).mean()))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize(("space", "channels"), [("grey", 1), ("grey", 2), ("RGB", 3), ("RGB", 4), ("CMYK", 4)])
+def test_noise_goes_and_alpha_stays(course, space, channels, dtype):
+    picture = noisy_picture(channels=channels, dtype=dtype)
+    picture.space, picture.alpha = space, channels != images.CHANNELS[space]
+    before, original = error(picture), picture.pixels.copy()
+    picture.pixels = denoise.denoised(course, picture)
+    assert error(picture) < 0.5 * before
+    assert picture.pixels.dtype == dtype
+    if picture.alpha:
+        assert (picture.pixels[:, :, -1] == original[:, :, -1]).all()
+
+
+def test_strength_lies_between_as_it_was_and_all(course):
+    picture = noisy_picture()
+    none, half, full = (denoise.denoised(course, picture, strength).astype(float) for strength in (0, 0.5, 1))
+    assert (none == picture.pixels).all()
+    assert numpy.abs(half - (none + full) / 2).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (3, 2), (700, 33), (1300, 20)])
+def test_bands_give_what_the_whole_picture_gives(course, size):
+    picture = noisy_picture(size=size)
+    whole = course.predict(picture.values())
+    parts = denoise.denoised(course, picture)
+    assert numpy.abs(parts - whole[0].permute(1, 2, 0).numpy()).max() <= 1
+
+
+def test_bands_cover_every_row_once():
+    for height in (1, 639, 640, 641, 1280, 5000):
+        kept = torch.zeros(height, dtype=torch.int64)
+        for rows, keep, inside in denoise.bands(height):
+            kept[keep] += 1
+            assert torch.equal(torch.arange(height)[rows][inside], torch.arange(height)[keep])
+        assert (kept == 1).all()
+
+
+def test_folders_keep_their_structure(tmp_path, identity, capsys):
+    for name in ("a.png", "b/c.JPG", "b/d e/🙂.webp", "b/d e/f.tif"):
+        write(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    assert main(["denoise", f"{tmp_path}/in", "-o", f"{tmp_path}/out", "--weights", str(identity)]) == 0
+    found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
+    assert found == ["a.png", "b/c.JPG", "b/d e/f.tif", "b/d e/🙂.webp"]
+    for name in ("a.png", "b/d e/f.tif"):
+        pair = [images.read_picture(tmp_path / folder / name).pixels for folder in ("in", "out")]
+        assert (pair[0] == pair[1]).all()
+    said = capsys.readouterr()
+    assert said.out.count("60 x 40, noise") == 4 and not said.err
+
+
+def test_one_bad_file_does_not_stop_the_rest(tmp_path, identity, capsys):
+    write(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.png").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:400])
+    write(tmp_path / "in" / "c.png")
+    given = ["denoise", f"{tmp_path}/in", "-o", f"{tmp_path}/out", "--weights", str(identity), "--json"]
+    assert main(given) == 1
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "c.png"]
+    said = capsys.readouterr()
+    assert "b.png: not a readable picture" in said.err and "1 of 3" in said.err
+    facts = [json.loads(line) for line in said.out.splitlines()]
+    assert [("error" in fact) for fact in facts] == [False, True, False]
+    assert facts[0]["noise_before"] == pytest.approx(25, rel=0.2)
+
+
+def test_nothing_is_overwritten_without_force(tmp_path, identity, capsys):
+    source, target = write(tmp_path / "a.png"), tmp_path / "b.png"
+    target.write_text("precious")
+    given = ["denoise", str(source), "-o", str(target), "--weights", str(identity)]
+    assert main(given) == 1
+    assert target.read_text() == "precious" and "--force" in capsys.readouterr().err
+    assert main([*given, "--force", "--quiet"]) == 0
+    assert (images.read_picture(target).pixels == images.read_picture(source).pixels).all()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_inputs_are_never_overwritten(tmp_path, identity, capsys):
+    source = write(tmp_path / "in" / "a.png")
+    content = source.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for out in (source, tmp_path / "in", tmp_path / "link", tmp_path / "in" / ".." / "in"):
+        assert main(["denoise", str(source), "-o", str(out), "--weights", str(identity), "--force"]) == 1
+        assert "never overwritten" in capsys.readouterr().err
+    assert source.read_bytes() == content
+
+
+def test_a_link_is_replaced_not_followed(tmp_path, identity):
+    source, other = write(tmp_path / "a.png"), tmp_path / "other.png"
+    other.write_text("precious")
+    (tmp_path / "b.png").symlink_to(other)
+    assert main(["denoise", str(source), "-o", f"{tmp_path}/b.png", "--weights", str(identity), "--force"]) == 0
+    assert other.read_text() == "precious"
+
+
+def test_two_inputs_for_one_output_are_an_error_before_any_work(tmp_path, identity, capsys):
+    for folder in "ab":
+        write(tmp_path / folder / "x.png")
+    given = [f"{tmp_path}/a/x.png", f"{tmp_path}/b", "-o", f"{tmp_path}/out", "--weights", str(identity)]
+    assert main(["denoise", *given]) == 1
+    assert "would both be written to" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_output_folder_inside_the_input_folder_is_no_input(tmp_path, identity):
+    write(tmp_path / "a.png")
+    for _ in range(2):
+        given = ["denoise", str(tmp_path), "-o", f"{tmp_path}/out", "--weights", str(identity), "--force"]
+        assert main(given) == 0
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["a.png"]
+
+
+def test_odd_names(tmp_path, identity, monkeypatch):
+    odd = os.fsencode(tmp_path) + b"/in/\xff\xfe odd.png"
+    write(tmp_path / "in" / "a.png").rename(os.fsdecode(odd))
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "nowhere.png").symlink_to(tmp_path / "missing.png")
+    (tmp_path / "below").mkdir()
+    command = [sys.executable, "-m", "Miniproject_1", "denoise", "../in", "-o", "../out", "--compare", "../p.html"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [*command, "--weights", str(identity)], cwd=tmp_path / "below", env=environment, capture_output=True
+    )
+    assert done.returncode == 1 and b"nowhere.png: no such file" in done.stderr
+    assert b"\\udcff\\udcfe odd.png: 60 x 40" in done.stdout
+    assert os.listdir(os.fsencode(tmp_path / "out")) == [b"\xff\xfe odd.png"]
+
+
+def test_missing_weights_name_the_others(tmp_path, capsys, monkeypatch):
+    source = write(tmp_path / "a.png")
+    monkeypatch.setitem(weights.SHIPPED, "photo", tmp_path / "photomodel.pth")
+    assert main(["denoise", str(source), "-o", f"{tmp_path}/b.png"]) == 1
+    said = capsys.readouterr().err
+    assert "photomodel.pth" in said and "--weights course" in said and "photographs at their own resolution" in said
+    assert main(["denoise", str(source), "-o", f"{tmp_path}/b.png", "--weights", "nothing.pth"]) == 1
+    assert "no weights file 'nothing.pth'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--strength", "1.5"], ["--strength", "much"], ["--nonsense"]])
+def test_wrong_calls_end_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["denoise", "a.png", "-o", "b.png", *arguments])
+    assert ended.value.code == 2
+    capsys.readouterr()
+
+
+def test_help_needs_no_torch():
+    code = "import sys; sys.modules['torch'] = None; from Miniproject_1.__main__ import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "denoise" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_interrupted_it_leaves_whole_files_only(tmp_path, identity, sent, status):
+    for number in range(40):
+        write(tmp_path / "in" / f"{number:02}.png", size=(400, 300), seed=number)
+    command = [sys.executable, "-m", "Miniproject_1", "denoise", f"{tmp_path}/in", "-o", f"{tmp_path}/out"]
+    command += ["--weights", str(identity), "--compare", f"{tmp_path}/page.html"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, until = tmp_path / "out", time.monotonic() + 300
+    while time.monotonic() < until and not (out.exists() and len(list(out.glob("*.png"))) >= 3):
+        time.sleep(0.01)
+    process.send_signal(sent)
+    process.communicate(timeout=300)
+    assert process.returncode == status
+    written = [path for path in out.iterdir() if path.suffix == ".png"]
+    assert 3 <= len(written) < 40
+    for path in written:
+        assert (images.read_picture(path).pixels == images.read_picture(tmp_path / "in" / path.name).pixels).all()
+    if sent != signal.SIGKILL:
+        assert len(os.listdir(out)) == len(written)
+        assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, identity, capsys, monkeypatch):
+    source = write(tmp_path / "a.png")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(images, "move", full)
+    assert main(["denoise", str(source), "-o", f"{tmp_path}/b.png", "--weights", str(identity)]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_two_runs_into_one_folder_leave_whole_files(tmp_path, identity):
+    for number in range(12):
+        write(tmp_path / "in" / f"{number}.png", seed=number)
+    command = [sys.executable, "-m", "Miniproject_1", "denoise", f"{tmp_path}/in", "-o", f"{tmp_path}/out"]
+    command += ["--weights", str(identity), "--json"]
+    runs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(2)]
+    facts = [json.loads(line) for run in runs for line in run.communicate(timeout=300)[0].splitlines()]
+    written = [fact for fact in facts if "error" not in fact]
+    assert len(written) == 12 and all("exists" in fact["error"] for fact in facts if "error" in fact)
+    assert len(os.listdir(tmp_path / "out")) == 12
+    for path in (tmp_path / "out").iterdir():
+        assert (images.read_picture(path).pixels == images.read_picture(tmp_path / "in" / path.name).pixels).all()
+
+
+def test_many_small_files_take_no_more_memory(tmp_path, identity):
+    """The peak after 300 files is that after 100, up to what an allocator does as it likes."""
+    for number in range(300):
+        write(tmp_path / "in" / f"{number:03}.png", size=(16, 16), seed=number)
+    code = f"""
+import resource, sys
+from Miniproject_1.commands import denoise
+from Miniproject_1.__main__ import main
+peaks, do = [], denoise.do
+def watched(*arguments):
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return do(*arguments)
+denoise.do = watched
+main(["denoise", {str(tmp_path / "in")!r}, "-o", {str(tmp_path / "out")!r}, "--weights", {str(identity)!r},
+      "--compare", {str(tmp_path / "page.html")!r}, "--quiet"])
+print(peaks[-1] - peaks[100])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(os.listdir(tmp_path / "out")) == 300
+    assert int(done.stdout) < 4 * 1024  # KiB; 200 files, each of which leaves less than 20 KiB

@@ -1,0 +1,320 @@
+"""Pictures in files: every kind comes back as it was, with all that belongs to it."""
+
+import io
+import os
+import struct
+import zlib
+
+import pytest
+import torch
+
+Image = pytest.importorskip("PIL.Image")
+numpy = pytest.importorskip("numpy")
+
+from Miniproject_1.commands import images  # noqa: E402
+from Miniproject_1.commands.noise import noise_level  # noqa: E402
+
+RANDOM = numpy.random.default_rng(0)
+ARROW = numpy.arange(6 * 9, dtype="uint8").reshape(6, 9) * 4  # no two symmetries of it are alike
+
+
+def pixels(channels, dtype="uint8", size=(13, 22)):
+    """Smooth enough for lossy formats, with all bits in use."""
+    ramp = numpy.linspace(0.1, 0.8, size[1]) * numpy.linspace(0.6, 1, size[0])[:, None]
+    values = numpy.stack([ramp * (1 - 0.1 * k) for k in range(channels)], 2)
+    return values.astype(dtype) if dtype == "float32" else (values * numpy.iinfo(dtype).max).astype(dtype)
+
+
+KINDS = {"grey": ("grey", False), "grey alpha": ("grey", True), "RGB": ("RGB", False), "RGBA": ("RGB", True)}
+KINDS |= {"CMYK": ("CMYK", False)}
+HELD = {
+    ".png": ("grey", "grey alpha", "RGB", "RGBA"),
+    ".tif": ("grey", "grey alpha", "RGB", "RGBA", "CMYK"),
+    ".jpg": ("grey", "RGB", "CMYK"),
+    ".webp": ("RGB", "RGBA"),
+}
+CASES = [(ending, kind, "uint8") for ending, kinds in HELD.items() for kind in kinds]
+CASES += [(ending, kind, "uint16") for ending in (".png", ".tif") for kind in HELD[ending]]
+CASES += [(".tif", kind, "float32") for kind in HELD[".tif"]]
+
+
+def sample(kind, dtype="uint8", **others):
+    space, alpha = KINDS[kind]
+    high = 1.0 if dtype == "float32" else numpy.iinfo(dtype).max
+    return images.Picture(pixels(images.CHANNELS[space] + alpha, dtype), space, alpha, (0, high), **others)
+
+
+def need_tifffile(ending, dtype, kind):
+    if ending == ".tif" and (dtype == "float32" or (dtype == "uint16" and kind != "grey")):
+        pytest.importorskip("tifffile")
+
+
+def exif_of_a_camera():
+    exif = Image.Exif()
+    exif[0x010F], exif[images.ORIENTATION] = "Camera", 1
+    exif[images.EXIF_IFD] = {0x829A: 0.01}  # exposure time
+    return exif
+
+
+@pytest.mark.parametrize(("ending", "kind", "dtype"), CASES)
+def test_every_kind_comes_back_with_all_that_belongs_to_it(tmp_path, ending, kind, dtype):
+    need_tifffile(ending, dtype, kind)
+    path, icc = tmp_path / f"picture{ending}", b"a profile that nobody reads" * 9
+    written = sample(kind, dtype, exif=exif_of_a_camera(), icc=icc, dpi=(300, 150))
+    images.write_picture(written, path)
+    read = images.read_picture(path)
+    assert (read.space, read.alpha, read.pixels.dtype) == (written.space, written.alpha, written.pixels.dtype)
+    assert read.pixels.shape == written.pixels.shape
+    error = numpy.abs(read.pixels.astype(float) - written.pixels)
+    assert error.max() <= (8 if ending in (".jpg", ".webp") else 0)
+    assert read.icc == icc
+    assert read.exif[0x010F] == "Camera"
+    if written.notes:
+        assert ending == ".tif" and "EXIF only description, camera" in written.notes[0] and dtype != "uint8"
+    else:
+        assert read.exif.get_ifd(images.EXIF_IFD)[0x829A] == pytest.approx(0.01)
+    if ending != ".webp":  # which has no resolution but in its EXIF
+        assert read.dpi == pytest.approx((300, 150), abs=0.02)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize(("ending", "kind", "dtype"), [case for case in CASES if case[0] in (".png", ".tif")])
+def test_other_programs_see_the_same(tmp_path, ending, kind, dtype):
+    """Pillow (which keeps the upper bytes) and tifffile read what we wrote."""
+    need_tifffile(ending, dtype, kind)
+    path, written = tmp_path / f"picture{ending}", sample(kind, dtype)
+    images.write_picture(written, path)
+    if ending == ".png":
+        seen = numpy.asarray(Image.open(path)).astype(int)
+        expected = written.pixels.squeeze()
+        if kind == "grey alpha" and dtype == "uint16":
+            seen = seen[:, :, [0, -1]]  # it makes RGBA of it
+        assert (seen == (expected >> 8 if dtype == "uint16" and kind != "grey" else expected)).all()
+    elif dtype != "uint8":
+        tifffile = pytest.importorskip("tifffile")
+        assert (tifffile.imread(path) == written.pixels.squeeze()).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".tif", ".webp"])
+def test_pictures_are_turned_upright_once(tmp_path, ending, orientation):
+    from PIL import ImageOps
+
+    exif, image = Image.Exif(), Image.fromarray(numpy.stack([ARROW] * 3, 2))
+    exif[images.ORIENTATION] = orientation
+    path, again = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
+    image.save(path, exif=exif, quality=100)
+    with Image.open(path) as opened:
+        expected = numpy.asarray(ImageOps.exif_transpose(opened))
+    read = images.read_picture(path)
+    assert (read.pixels == expected).all()
+    images.write_picture(read, again, quality=100)
+    twice = images.read_picture(again)
+    assert twice.pixels.shape == read.pixels.shape
+    assert numpy.abs(twice.pixels.astype(int) - read.pixels).max() <= 4
+    with Image.open(again) as opened:
+        assert opened.getexif().get(images.ORIENTATION, 1) == 1
+
+
+def test_sixteen_bit_colour_is_turned_upright_too(tmp_path):
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    written = sample("RGB", "uint16", exif=exif)
+    images.write_picture(written, tmp_path / "a.png")
+    read = images.read_picture(tmp_path / "a.png")
+    assert (read.pixels == numpy.rot90(written.pixels, -1)).all()
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp"])
+def test_xmp_is_kept_and_says_upright(tmp_path, ending):
+    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6" dc:rights="mine"/></x:xmpmeta>'
+    images.write_picture(sample("RGB", xmp=packet), tmp_path / f"a{ending}")
+    read = images.read_picture(tmp_path / f"a{ending}")
+    assert read.xmp == packet.replace(b'"6"', b'"1"')
+
+
+def chunk(name, content):
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def png(colour_type, depth, rows, extra=b""):
+    """A PNG by hand; rows of bytes with their filter types."""
+    height, width = len(rows), {2: 3, 6: 4}[colour_type]
+    header = struct.pack(">IIBBBBB", (len(rows[0]) - 1) // (width * depth // 8), height, depth, colour_type, 0, 0, 0)
+    content = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(b"".join(rows))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + content
+
+
+def test_all_sixteen_bits_of_a_png_with_a_transparent_colour(tmp_path):
+    values = RANDOM.integers(0, 65536, (5, 4, 3), dtype="uint16")
+    rows = [b"\0" + row.astype(">u2").tobytes() for row in values]
+    (tmp_path / "a.png").write_bytes(png(2, 16, rows, chunk(b"tRNS", values[2, 1].astype(">u2").tobytes())))
+    read = images.read_picture(tmp_path / "a.png")
+    assert (read.pixels[:, :, :3] == values).all()
+    assert read.alpha and (read.pixels[:, :, 3] == 0).sum() == 1 and read.pixels[2, 1, 3] == 0
+
+
+@pytest.mark.parametrize("layout", ["little", "big", "planes", "lzw"])
+def test_all_sixteen_bits_of_a_tiff(tmp_path, layout):
+    tifffile = pytest.importorskip("tifffile")
+    values = RANDOM.integers(0, 65536, (25, 14, 3), dtype="uint16")
+    options = {"photometric": "rgb", "byteorder": ">" if layout == "big" else "<"}
+    if layout == "planes":
+        tifffile.imwrite(tmp_path / "a.tif", values.transpose(2, 0, 1), planarconfig="separate", **options)
+    elif layout == "lzw":
+        pytest.importorskip("imagecodecs")
+        tifffile.imwrite(tmp_path / "a.tif", values, compression="lzw", **options)
+    else:
+        tifffile.imwrite(tmp_path / "a.tif", values, **options)
+    assert (images.read_picture(tmp_path / "a.tif").pixels == values).all()
+
+
+def test_palettes_become_full_colour_and_say_so(tmp_path):
+    image = Image.fromarray(pixels(3)).quantize(16)
+    image.save(tmp_path / "a.png")
+    read = images.read_picture(tmp_path / "a.png")
+    assert read.pixels.shape == (13, 22, 3) and read.notes == ["the palette becomes full colour"]
+    assert (read.pixels == numpy.asarray(image.convert("RGB"))).all()
+    image.save(tmp_path / "b.png", transparency=3)
+    assert images.read_picture(tmp_path / "b.png").alpha
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_values_go_to_255_and_back_without_loss(dtype):
+    picture = sample("RGB", dtype)
+    values = picture.values()
+    assert values.dtype == torch.float32 and values.shape == (1, 3, 13, 22)
+    assert values.min() >= 0 and values.max() * 1.3 > 200 and values.max() <= 255
+    back = picture.stored(values)
+    assert back.dtype == picture.pixels.dtype
+    if dtype == "float32":
+        assert numpy.allclose(back, picture.pixels, atol=1e-7)
+    else:
+        assert (back == picture.pixels).all()
+    if dtype == "uint16":
+        every = images.Picture(numpy.arange(65536, dtype=dtype).reshape(256, 256, 1), "grey", False, (0, 65535))
+        assert (every.stored(every.values()) == every.pixels).all()
+
+
+def test_the_range_of_floating_tiff(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    for values, expected in (([0.2, 0.9], (0, 1)), ([-3.0, 500.0], (-3, 500)), ([7.0, 7.0], (7, 8))):
+        tifffile.imwrite(tmp_path / "a.tif", numpy.array([values], "float32"))
+        assert images.read_picture(tmp_path / "a.tif").value_range == expected
+        assert images.read_picture(tmp_path / "a.tif", value_range=(-9, 9)).value_range == (-9, 9)
+    tifffile.imwrite(tmp_path / "a.tif", numpy.array([[1, numpy.nan]], "float32"))
+    with pytest.raises(ValueError, match="NaN"):
+        images.read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "dtype", "reason"),
+    [
+        ("a.jpg", "RGBA", "uint8", "no alpha"),
+        ("a.jpg", "RGB", "uint16", "16"),
+        ("a.webp", "RGB", "uint16", "16"),
+        ("a.png", "RGB", "float32", "no floating point"),
+        ("a.png", "CMYK", "uint8", "no CMYK"),
+        ("a.gif", "RGB", "uint8", "names that end in"),
+    ],
+)
+def test_formats_that_cannot_hold_a_picture_are_refused(tmp_path, name, kind, dtype, reason):
+    with pytest.raises(ValueError, match=reason):
+        images.write_picture(sample(kind, dtype), tmp_path / name)
+    assert not os.listdir(tmp_path)
+
+
+def test_decompression_bombs_are_refused_before_they_are_decoded(tmp_path):
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    limit = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(ValueError, match=r"60000 x 60000 pixels are more than 200 megapixels.*--max-megapixels"):
+        images.read_picture(tmp_path / "a.png")
+    assert limit == Image.MAX_IMAGE_PIXELS
+    images.write_picture(sample("RGB"), tmp_path / "b.png")
+    with pytest.raises(ValueError, match="more than"):
+        images.read_picture(tmp_path / "b.png", max_megapixels=285e-6)
+    images.read_picture(tmp_path / "b.png", max_megapixels=286e-6)
+
+
+def test_parts_of_a_tiff_that_unfold_too_far_are_refused(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    path, large = tmp_path / "a.tif", zlib.compress(bytes(50_000_000))
+    tifffile.imwrite(path, numpy.zeros((8, 8), "float32"), compression="zlib")
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tags = tiff.pages[0].tags
+        end = path.stat().st_size
+        tags["StripOffsets"].overwrite([end])
+        tags["StripByteCounts"].overwrite([len(large)])
+    with path.open("ab") as file:
+        file.write(large)
+    with pytest.raises(ValueError, match="unfolds to more"):
+        images.read_picture(path)
+
+
+def test_what_is_no_picture_is_said(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="not a readable PNG"):
+        images.read_picture(tmp_path / "a.png")
+    with pytest.raises(FileNotFoundError):
+        images.read_picture(tmp_path / "b.png")
+    frames = [Image.new("L", (4, 4), k) for k in range(3)]
+    frames[0].save(tmp_path / "c.tif", save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match="3 pictures"):
+        images.read_picture(tmp_path / "c.tif")
+    Image.new("LAB", (4, 4)).save(tmp_path / "d.tif")
+    with pytest.raises(ValueError, match="mode LAB"):
+        images.read_picture(tmp_path / "d.tif")
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.bin"
+    with pytest.raises(KeyboardInterrupt), images.whole_file(path, False) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert not os.listdir(tmp_path)
+    with images.whole_file(path, False) as file:
+        file.write(b"first")
+        assert not path.exists()
+    with pytest.raises(FileExistsError, match="--force"), images.whole_file(path, False) as file:
+        file.write(b"second")
+    assert path.read_bytes() == b"first"
+    with images.whole_file(path, True) as file:
+        file.write(b"third")
+    assert path.read_bytes() == b"third" and os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_without_pillow_it_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
+    with pytest.raises(ImportError, match=r"needs Pillow: pip install .*\[images\]"):
+        images.read_picture(__file__)
+
+
+@pytest.mark.parametrize("level", [4, 15, 40])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_the_noise_of_one_picture_is_estimated(level, dtype):
+    y, x = numpy.mgrid[:300, :401]
+    clean = 128 + 60 * numpy.sin(x / 30) + 30 * (y > 150)
+    noisy = (clean[:, :, None] + level * RANDOM.standard_normal((300, 401, 3))).clip(0, 255)
+    high = numpy.iinfo(dtype).max
+    picture = images.Picture((noisy * (high / 255)).round().astype(dtype), "RGB", False, (0, high))
+    assert noise_level(picture) == pytest.approx(level, rel=0.08)
+    picture.pixels[...] = (clean[:, :, None] * (high / 255)).round()
+    assert noise_level(picture) < 1
+
+
+def test_tiny_pictures_have_a_noise_level_too():
+    for size in ((1, 1), (1, 50), (2, 2), (3, 3), (6, 6), (65, 7)):
+        picture = images.Picture(pixels(1, size=size), "grey", False, (0, 255))
+        assert noise_level(picture) >= 0
+
+
+def test_a_picture_in_memory_is_the_one_in_the_file(tmp_path):
+    """PNG of Pillow's own making, all of 8 bits, read without any change."""
+    for mode in ("L", "LA", "RGB", "RGBA"):
+        content = io.BytesIO()
+        image = Image.fromarray(RANDOM.integers(0, 256, (7, 9, len(mode)), dtype="uint8").squeeze(), mode)
+        image.save(content, "PNG")
+        (tmp_path / "a.png").write_bytes(content.getvalue())
+        assert (images.read_picture(tmp_path / "a.png").pixels.squeeze() == numpy.asarray(image)).all()

@@ -1,0 +1,240 @@
+"""`inspect`: synthetic pairs, each with one fault, which is found, measured and named; sound ones are fit."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from Miniproject_1.__main__ import main
+from Miniproject_1.commands import inspect, pairs
+
+
+def scene(size=320, seed=0, channels=3):
+    """A smooth random picture with edges, as a function of where it is looked at: (1, C, H, W) in [40, 215]."""
+    generator = torch.Generator().manual_seed(seed)
+    waves = torch.rand(60, 4, generator=generator)
+    weights = torch.rand(60, channels, generator=generator) - 0.5
+
+    def at(down=0.0, right=0.0):
+        y = torch.arange(size)[:, None] - down
+        x = torch.arange(size)[None, :] - right
+        image = torch.zeros(channels, size, size)
+        for (a, b, phase, sharp), weight in zip(waves.tolist(), weights, strict=True):
+            wave = torch.sin((a - 0.5) * y + (b - 0.5) * x + 2 * math.pi * phase)
+            image += weight[:, None, None] * torch.tanh((1 + 4 * sharp) * wave)
+        return (127 + 25 * image).clamp(40, 215)[None]
+
+    return at
+
+
+def pair(level=15, other_level=None, size=320, seed=0, down=0.0, right=0.0, channels=3):
+    generator = torch.Generator().manual_seed(seed + 100)
+    at = scene(size, seed, channels)
+    noise = torch.randn(2, 1, channels, size, size, generator=generator)
+    return at() + level * noise[0], at(down, right) + (level if other_level is None else other_level) * noise[1]
+
+
+def findings(a, b):
+    found = inspect.inspect_pairs(pairs.Stack(a, b), try_weights=False)
+    return {finding.topic: finding for finding in found}, inspect.fit(found)
+
+
+def verdicts(found):
+    return {topic: finding.verdict for topic, finding in found.items()}
+
+
+def test_sound_pairs_are_fit():
+    found, fit = findings(*pair())
+    assert fit and set(verdicts(found).values()) == {"fine"}
+    assert found["noise"].values["first"] == pytest.approx(15, rel=0.03)
+    assert found["noise"].values["second"] == pytest.approx(15, rel=0.03)
+    assert found["gain"].values["noisy"] == pytest.approx(20 * math.log10(255 / 15), abs=0.2)
+
+
+def test_unequal_noise_is_measured():
+    found, fit = findings(*pair(10, 20))
+    assert fit and found["noise"].verdict == "mind"
+    assert found["noise"].values["first"] == pytest.approx(10, rel=0.06)
+    assert found["noise"].values["second"] == pytest.approx(20, rel=0.03)
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.1), (0.3, 0.0), (1.5, -2.25), (-7.4, 3.0), (12.0, 9.6)])
+@pytest.mark.parametrize("level", [2, 25])
+def test_displacement_to_a_tenth_of_a_pixel(shift, level):
+    found, fit = findings(*pair(level, down=shift[0], right=shift[1]))
+    values = found["displacement"].values
+    assert values["down"] == pytest.approx(shift[0], abs=0.1)
+    assert values["right"] == pytest.approx(shift[1], abs=0.1)
+    assert fit == (math.hypot(*shift) < 0.5)
+
+
+def test_displacement_of_many_small_pairs():
+    every = [pair(25, size=32, seed=seed, right=0.7) for seed in range(80)]
+    found, fit = findings(*map(torch.cat, zip(*every, strict=True)))
+    assert not fit and found["displacement"].values["right"] == pytest.approx(0.7, abs=0.1)
+    assert found["displacement"].values["down"] == pytest.approx(0, abs=0.1)
+
+
+def test_different_scenes_have_no_displacement_that_could_be_told():
+    found, _ = findings(pair(seed=1)[0], pair(seed=2)[0])
+    assert found["displacement"].values["down"] is None
+
+
+def test_exposure_that_differs():
+    a, b = pair()
+    found, fit = findings(a, b + 5)
+    assert not fit and found["exposure"].values["mean"] == pytest.approx(-5, abs=0.1)
+    found, fit = findings(a, b + 0.9)
+    assert fit and found["exposure"].verdict == "mind"
+
+
+def test_exposure_that_drifts_from_pair_to_pair():
+    every = [pair(seed=seed, size=64) for seed in range(30)]
+    a, b = map(torch.cat, zip(*every, strict=True))
+    drift = torch.linspace(-6, 6, 30)[:, None, None, None]
+    found, fit = findings(a, b + drift)
+    assert not fit and abs(found["exposure"].values["mean"]) < 0.3
+    assert found["exposure"].values["drift"] == pytest.approx(drift.square().mean().sqrt().item(), rel=0.05)
+    assert findings(a, b)[0]["exposure"].verdict == "fine"
+
+
+def test_noise_that_is_correlated_between_pixels():
+    generator = torch.Generator().manual_seed(0)
+    clean = scene()()
+    blurred = [
+        torch.nn.functional.avg_pool2d(30 * torch.randn(1, 3, 320, 320, generator=generator), 2, 1, 1) for _ in "ab"
+    ]
+    found, fit = findings(*(clean + noise[:, :, :320, :320] for noise in blurred))
+    assert fit and found["neighbours"].verdict == "mind"
+    assert found["neighbours"].values["correlation"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_stripes():
+    generator = torch.Generator().manual_seed(0)
+    a, b = pair(10)
+    stripes = 5 * torch.randn(2, 1, 1, 320, 1, generator=generator)
+    found, _ = findings(a + stripes[0], b + stripes[1])
+    assert found["stripes"].verdict == "mind"
+    assert found["stripes"].values["rows"] == pytest.approx(0.2, abs=0.04)
+    assert abs(found["stripes"].values["columns"]) < 0.01
+
+
+def test_noise_that_is_correlated_between_channels():
+    generator = torch.Generator().manual_seed(0)
+    grey, own = torch.randn(2, 1, 1, 320, 320, generator=generator), torch.randn(2, 1, 3, 320, 320, generator=generator)
+    clean = scene()()
+    found, _ = findings(*(clean + 10 * (grey[k] + own[k]) for k in range(2)))
+    assert found["channels"].values["correlation"] == pytest.approx(0.5, abs=0.03)
+    assert "channels" not in findings(*pair(channels=1))[0]
+
+
+def test_noise_that_depends_on_brightness():
+    generator = torch.Generator().manual_seed(0)
+    clean = scene()()
+    a, b = (clean + clean.sqrt() * torch.randn(clean.shape, generator=generator) for _ in "ab")
+    found, fit = findings(a, b)
+    values = found["brightness"].values
+    assert fit and values["dark"] < values["middle"] < values["bright"]
+    assert "photon" in found["brightness"].text
+    third = clean.flatten().sort().values.tensor_split(3)
+    assert values["bright"] == pytest.approx(third[2].mean().sqrt().item(), rel=0.1)
+    assert "the same everywhere" in findings(*pair())[0]["brightness"].text
+
+
+def test_clipping():
+    a, b = pair(60)
+    a, b = (1.6 * (part - 127) + 127 for part in (a, b))
+    found, _ = findings(a.clamp(0, 255), b.clamp(0, 255))
+    share = ((a <= 0) | (a >= 255)).float().mean().item()
+    assert found["clipping"].values["share"] == pytest.approx(share, abs=0.02)
+    assert found["clipping"].verdict == ("BAD" if share > 0.2 else "mind")
+    assert findings(*pair(60))[0]["clipping"].verdict != "fine"
+
+
+def test_the_same_picture_twice():
+    a, _ = pair()
+    found, fit = findings(a, a.clone())
+    assert not fit and found["independence"].verdict == "BAD"
+
+
+def test_clean_pairs_have_hardly_any_noise():
+    found, _ = findings(*pair(0.1))
+    assert found["noise"].verdict == "mind" and "hardly any" in found["noise"].text
+
+
+def test_the_error_against_the_clean_image_is_known_without_it():
+    generator = torch.Generator().manual_seed(0)
+    clean = scene()()
+    noisy, prediction = (clean + level * torch.randn(clean.shape, generator=generator) for level in (20, 6))
+    mse = inspect.estimated_mse(prediction, noisy, 400)
+    assert mse == pytest.approx(36, rel=0.1)
+
+
+def test_the_command_tries_the_shipped_weights(tmp_path, capsys):
+    a, b = pair(25, size=96)
+    torch.save((a.clamp(0, 255).byte(), b.clamp(0, 255).byte()), tmp_path / "pairs.pkl")
+    assert main(["inspect", f"{tmp_path}/pairs.pkl", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    gain = said["findings"][-1]["values"]
+    assert said["pairs"] == 1 and gain["course"] > gain["noisy"] + 3
+    assert main(["inspect", f"{tmp_path}/pairs.pkl", "--no-weights"]) == 0
+    assert "1 pairs" in capsys.readouterr().out
+
+
+def test_folders_are_paired_by_name(tmp_path, capsys):
+    pytest.importorskip("PIL")
+    numpy = pytest.importorskip("numpy")
+    from Miniproject_1.commands import images
+
+    for folder, parts in zip("ab", (pair(seed=1, size=70), pair(seed=2, size=90)), strict=True):
+        for name, values in zip(("x.png", "sub/y.tif"), parts, strict=False):
+            pixels = values[0].clamp(0, 255).byte().permute(1, 2, 0).numpy()
+            path = tmp_path / folder / name
+            images.write_picture(images.Picture(numpy.ascontiguousarray(pixels), "RGB", False, (0, 255)), path)
+    opened = pairs.open_pairs(tmp_path / "a", tmp_path / "b")
+    assert [opened.name(k) for k in range(len(opened))] == ["sub/y", "x"]
+    with pytest.raises(ValueError, match="the two versions of x must be of one size"):
+        opened.pair(1)
+    assert main(["inspect", f"{tmp_path}/a", f"{tmp_path}/a", "--no-weights"]) == 0
+    assert "Both pictures are the same" in capsys.readouterr().out
+
+
+def test_what_is_no_pair_is_said(tmp_path, capsys):
+    torch.save([torch.zeros(3)], tmp_path / "one.pkl")
+    (tmp_path / "bad.pkl").write_bytes(b"bad")
+    (tmp_path / "empty").mkdir()
+    for given, reason in (
+        (["one.pkl"], "must hold two tensors"),
+        (["bad.pkl"], "not readable"),
+        (["missing"], "no such file"),
+        (["empty", "empty"], "has a namesake"),
+        (["empty", "bad.pkl"], "two files or two folders"),
+        (["empty"], "need two files"),
+    ):
+        assert main(["inspect", *(f"{tmp_path}/{name}" for name in given)]) == 1
+        assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 9), (5, 3, 8, 9), (5, 8, 9, 3)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_arrays_of_every_layout(tmp_path, shape, dtype):
+    numpy = pytest.importorskip("numpy")
+    high = 1 if dtype == "float32" else numpy.iinfo(dtype).max
+    values = (numpy.linspace(0, 1, math.prod(shape)).reshape(shape) * high).astype(dtype)
+    numpy.save(tmp_path / "a.npy", values)
+    numpy.save(tmp_path / "b.npy", values)
+    opened = pairs.open_pairs(tmp_path / "a.npy", tmp_path / "b.npy")
+    first, second = opened.pair(4)
+    assert first.shape == (1, 1 if len(shape) == 3 else 3, 8, 9) and torch.equal(first, second)
+    assert first.max() == pytest.approx(255)
+
+
+def test_pages_of_tiffs(tmp_path):
+    numpy, tifffile = pytest.importorskip("numpy"), pytest.importorskip("tifffile")
+    for name in "ab":
+        tifffile.imwrite(
+            tmp_path / f"{name}.tif", numpy.arange(240, dtype="uint16").reshape(5, 6, 8), photometric="minisblack"
+        )
+    opened = pairs.open_pairs(tmp_path / "a.tif", tmp_path / "b.tif")
+    assert len(opened) == 5 and opened.pair(4)[0].max() == pytest.approx(239 / 257)

@@ -1,9 +1,0 @@
-"""Every test starts from the same seed."""
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)

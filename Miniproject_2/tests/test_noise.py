@@ -1,0 +1,134 @@
+"""measure_noise: what pairs of many kinds of noise tell, and that both projects measure alike."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from torch.nn.functional import avg_pool2d, interpolate
+
+from Miniproject_1 import model as project_1
+from Miniproject_2 import model as ours
+
+
+def scenes(n, h=32, w=32):
+    """Smooth clean pictures in [0, 255], far enough from both ends for noise of level 20."""
+    coarse = torch.rand(n, 3, max(2, h // 8), max(2, w // 8), generator=torch.Generator().manual_seed(n))
+    return 70 + 115 * interpolate(coarse, (h, w), mode="bilinear")
+
+
+def measured(kind, *shape, seed=0):
+    """`kind(clean, white)` gives one noisy version; `white` draws standard normal noise of the shape it is given."""
+    generator = torch.Generator().manual_seed(seed)
+    clean = scenes(*shape)
+
+    def white(*size):
+        return torch.randn(size or clean.shape, generator=generator)
+
+    return ours.measure_noise(*(kind(clean, white).round().clamp(0, 255).byte() for _ in range(2)))
+
+
+def blurred(clean, white):
+    return clean + 60 * avg_pool2d(white(), 3, stride=1, padding=1)
+
+
+def enlarged(clean, white):
+    n, c, h, w = clean.shape
+    return clean + 20 * interpolate(white(n, c, h // 2, w // 2), scale_factor=2)
+
+
+def in_rows(clean, white):
+    n, c, h, _ = clean.shape
+    return clean + 20 * white() + 6 * white(n, c, h, 1)
+
+
+def in_columns(clean, white):
+    n, c, _, w = clean.shape
+    return clean + 20 * white() + 6 * white(n, c, 1, w)
+
+
+def drifting(clean, white):
+    """The exposure of each image is a little different."""
+    return clean + 20 * white() + 6 * white(clean.shape[0], 1, 1, 1)
+
+
+def sampled(clean, white):
+    """The course's noise: each pixel one draw of what its cell holds; flat cells have none of it."""
+    texture = (clean - clean.mean((2, 3), keepdim=True)).abs()
+    return clean + texture * white()[:, :1].sign() * white()[:, :1].square()
+
+
+@pytest.mark.parametrize("shape", [(1000,), (104,), (1, 300, 260), (6, 100, 70), (3000, 8, 8)], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_white_noise_may_be_swapped(shape, seed):
+    noise = measured(lambda clean, white: clean + 20 * white(), *shape, seed=seed)
+    assert noise.exchangeable, noise
+    assert abs(noise.correlation) < 0.02 and abs(noise.imbalance) < 0.05 and noise.channel_ratio < 1.1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_noise_like_the_courses_may_be_swapped(seed):
+    assert measured(sampled, 1000, seed=seed).exchangeable
+
+
+@pytest.mark.parametrize("shape", [(1000,), (104,), (1, 300, 260)], ids=str)
+@pytest.mark.parametrize("kind", [blurred, enlarged, in_rows, in_columns, drifting])
+def test_noise_that_neighbours_share_may_not_be_swapped(kind, shape):
+    noise = measured(kind, *shape)
+    assert not noise.exchangeable, noise
+    if kind is blurred:
+        assert noise.correlation == pytest.approx(2 / 3, abs=0.05)
+    if kind is enlarged:
+        assert noise.correlation == pytest.approx(0.5, abs=0.05)
+    if kind in (in_rows, in_columns):
+        assert noise.line_correlation == pytest.approx(36 / 436, abs=0.03)
+
+
+def test_unlike_images_may_not_be_swapped():
+    white = torch.randn(2, 1000, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    clean = scenes(1000)
+    for b, expected in ((clean + 12 * white[1], 0.47), (clean + 16 * white[1], 0.22)):
+        noise = ours.measure_noise(clean + 20 * white[0], b)
+        assert noise.imbalance == pytest.approx(expected, abs=0.02) and not noise.exchangeable
+        other = ours.measure_noise(b, clean + 20 * white[0])
+        assert other.imbalance == pytest.approx(-noise.imbalance, abs=1e-6) and not other.exchangeable
+    assert ours.measure_noise(clean + 20 * white[0], clean + 19 * white[1]).exchangeable
+    brighter = ours.measure_noise(clean + 20 * white[0] + 5, clean + 20 * white[1])
+    assert brighter.offset == pytest.approx(5 / (20 * math.sqrt(2)), abs=0.02) and not brighter.exchangeable
+    assert abs(brighter.correlation) < 0.02  # what is constant is in the offset alone
+    assert not ours.measure_noise(1.2 * clean + 20 * white[0], clean + 20 * white[1]).exchangeable
+    mean_of_seven = clean + 20 / math.sqrt(7) * white[1]
+    assert ours.measure_noise(clean + 20 * white[0], mean_of_seven).imbalance == pytest.approx(0.75, abs=0.02)
+
+
+def test_channels_of_unlike_noise_are_told():
+    strength = torch.tensor([5.0, 10.0, 20.0]).view(3, 1, 1)
+    noise = measured(lambda clean, white: clean + strength * white(), 200)
+    assert noise.channel_ratio == pytest.approx(4, rel=0.1) and noise.exchangeable
+
+
+def test_few_pixels_are_not_enough():
+    for seed in range(20):
+        for shape in ((1, 32, 32), (1, 1, 1), (5, 1, 1), (2, 5, 1), (1, 40, 3)):
+            assert not measured(lambda clean, white: clean + 20 * white(), *shape, seed=seed).exchangeable
+
+
+@pytest.mark.parametrize("images", [torch.zeros(50, 3, 32, 32), scenes(50), scenes(50).byte()])
+def test_equal_images_tell_nothing(images):
+    noise = ours.measure_noise(images, images)
+    assert not noise.exchangeable
+    assert not any(math.isnan(value) for value in (*vars(noise).values(), *noise.errors) if isinstance(value, float))
+
+
+def test_large_sets_cost_no_more():
+    noisy = torch.zeros(1, 3, 32, 32, dtype=torch.uint8).expand(2_000_000, -1, -1, -1)
+    assert not ours.measure_noise(noisy, noisy).exchangeable
+    large = torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(2, -1, 100_000, 100_000)
+    assert not ours.measure_noise(large, large).exchangeable
+
+
+def test_both_projects_measure_alike():
+    if not hasattr(project_1, "measure_noise"):
+        pytest.skip("project 1 has no measure_noise yet")
+    for name in ("PairNoise", "measure_noise", "blocks", "products", "line_products", "ratio"):
+        assert inspect.getsource(getattr(ours, name)) == inspect.getsource(getattr(project_1, name)), name
