@@ -1,0 +1,98 @@
+"""Every long experiment of the reports, as one command that goes on where it stopped. Hours.
+
+    python -m report.experiments PHOTOS --validate val_data.pkl            # all, the most telling first
+    python -m report.experiments PHOTOS --validate val_data.pkl --list     # what there is, and what is still to be run
+    python -m report.experiments PHOTOS --validate val_data.pkl --only ablations optimisers
+
+Each job is a call of `Miniproject_1.others.experiments` or `Miniproject_2.others.experiments`, which append their rows
+to `results/project_1_jobs.jsonl` and `results/project_2_jobs.jsonl` and leave out those that are there. Afterwards:
+`python -m report.measure DATA`, `python -m report.build`.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from report import records
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS = (0, 1, 2)
+UNET, NOISE2NOISE = records.UNET, records.NOISE2NOISE
+
+
+class Job(NamedTuple):
+    """One call: the project whose variants are trained, on so many pairs, so often; no `only` means all of them."""
+
+    project: int
+    pairs: tuple
+    only: tuple = ()
+    epochs: tuple = (1,)
+    seeds: tuple = SEEDS
+
+
+JOBS = {
+    "recipe": Job(1, (50_000,), ("ours", "no pixel swap", "images weighted alike", "no averaging", "no negatives")),
+    "recipe of project 2": Job(2, (50_000,), ("ours", "no pixel swap", "no averaging")),
+    "original": Job(1, (50_000,), (UNET, NOISE2NOISE), epochs=(3,)),
+    "ablations": Job(1, (7_800,)),
+    "targets": Job(
+        1, (7_800, 50_000), ("ours", "means of 3 noisy targets", "means of 15 noisy targets", "clean targets")
+    ),
+    "pairs": Job(1, (1_000, 2_000, 4_000, 7_800, 15_600, 50_000), ("ours", "clean targets")),
+    "fixed pairs": Job(1, (50_000,), ("ours",), epochs=(1, 2, 4, 8)),
+    "optimisers": Job(2, (7_800,)),
+    "networks of project 2": Job(
+        2, (50_000,), ("ours", "kernel 6", "64 / 128 channels", "nearest upsampling, kernel 3")
+    ),
+}
+
+
+def out(job):
+    return records.RESULTS / f"project_{job.project}_jobs.jsonl"
+
+
+def command(job, photos, validate):
+    """The arguments of the other command."""
+    found = [f"Miniproject_{job.project}.others.experiments", "run", str(photos), "--validate", str(validate)]
+    for name in ("pairs", "epochs", "seeds", "only"):
+        if getattr(job, name):
+            found += [f"--{name}", *map(str, getattr(job, name))]
+    return [sys.executable, "-m", *found, "--out", str(out(job))]
+
+
+def missing(job):
+    """How many trainings of a job with named variants are not recorded in its file; None where all variants run."""
+    if not job.only:
+        return None
+    done = {(row["variant"], row["seed"], row["pairs"], row["epochs"]) for row in records.read_lines(out(job))}
+    wanted = {(v, s, p, e) for v in job.only for s in job.seeds for p in job.pairs for e in job.epochs}
+    return len(wanted - done)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Runs every long experiment of the reports; goes on where it stopped.")
+    parser.add_argument("photos", type=Path, help="folder of photographs to draw the pairs from")
+    parser.add_argument("--validate", type=Path, required=True, help="a val_data.pkl to score on")
+    parser.add_argument("--only", nargs="+", choices=JOBS, metavar="JOB", default=list(JOBS), help=", ".join(JOBS))
+    parser.add_argument("--pairs", type=int, nargs="+", help="instead of the job's own, to try it")
+    parser.add_argument("--variants", nargs="+", help="instead of the job's own, to try it")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the job's own")
+    parser.add_argument("--list", action="store_true", help="print the jobs and how many trainings are missing")
+    options = parser.parse_args(arguments)
+    photos, validate, failed = options.photos.resolve(), options.validate.resolve(), []
+    for name in options.only:
+        job = JOBS[name]
+        job = job._replace(pairs=options.pairs or job.pairs, only=options.variants or job.only)
+        job = job._replace(seeds=options.seeds or job.seeds)
+        if options.list:
+            print(f"{name}: {'all variants' if missing(job) is None else f'{missing(job)} trainings missing'}")
+        elif subprocess.run(command(job, photos, validate), cwd=ROOT).returncode:
+            failed.append(name)
+    if failed:
+        sys.exit(f"experiments.py: these jobs failed, the others are done: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

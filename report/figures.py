@@ -1,0 +1,359 @@
+# ruff: noqa: RUF001 (minus and multiplication signs are meant)
+"""The figures of both reports, from the records: vector, a column or a page wide, readable in grey.
+
+draw_all(folder)    writes every figure as SVG, and the README's picture as PNG; needs matplotlib
+"""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from report import records
+
+COLUMN, PAGE = 3.35, 6.95  # inches
+DARK, MIDDLE, LIGHT = "#1f4e79", "#b5651d", "#9a9a9a"
+PICTURES = records.RESULTS / "pictures"
+
+plt.rcParams.update(
+    {
+        "font.size": 7.5,
+        "font.family": "DejaVu Sans",
+        "axes.linewidth": 0.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "lines.linewidth": 1.1,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "legend.frameon": False,
+        "svg.hashsalt": "report",
+        "svg.fonttype": "path",
+    }
+)
+
+
+def canvas(rows, columns, width, height, **settings):
+    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **settings)
+
+
+def dots(axis, points, label=None, colour=DARK, marker="o", style="-"):
+    """`points`: [(x, values of the seeds)]: each seed as a dot, the means joined."""
+    for x, values in points:
+        axis.plot([x] * len(values), values, marker, color=colour, markersize=2.6, alpha=0.75, zorder=3)
+    means = [records.mean(values) for _, values in points]
+    axis.plot([x for x, _ in points], means, style, color=colour, label=label)
+
+
+def of(data, variants, pairs=records.BASE):
+    return [(x, list(data.of(name, pairs).values())) for name, x in variants]
+
+
+# ---------------------------------------------------------------------------------------------- report 1
+
+
+def noise():
+    measured = records.measured()["noise"]
+    figure, (left, right) = canvas(1, 2, COLUMN, 1.75, width_ratios=[1.15, 1])
+    entries = list(measured["neighbours"].items()) + list(measured["channels"].items())
+    short = {"other diagonal": "other diag.", "red, green": "R, G", "green, blue": "G, B", "red, blue": "R, B"}
+    for place, (name, (value, error)) in enumerate(entries):
+        colour = DARK if name in measured["neighbours"] else MIDDLE
+        left.bar(place, value, yerr=2 * error, color=colour, width=0.7, error_kw={"linewidth": 0.8})
+        if abs(value) < 0.1:
+            left.text(place, 0.05, f"{value:.3f}".replace("-", "−"), ha="center", fontsize=5.5, rotation=90)
+    left.set_xticks(range(len(entries)), [short.get(name, name) for name, _ in entries], rotation=60, ha="right")
+    left.tick_params(axis="x", labelsize=6)
+    left.set_ylabel("correlation of noise")
+    left.axhline(0, color="black", linewidth=0.6)
+    x, y = zip(*measured["by_local_variance"], strict=True)
+    right.loglog(x, y, "o-", color=DARK, markersize=3)
+    right.set_xlabel("local variance, clean")
+    right.set_ylabel("noise variance")
+    return figure
+
+
+def network():
+    """Boxes of our network, full resolution above."""
+    figure, axis = canvas(1, 1, COLUMN, 1.25)
+    axis.set_xlim(0, 100)
+    axis.set_ylim(0, 37)
+    axis.axis("off")
+
+    def box(x, y, width, text, colour):
+        patch = FancyBboxPatch(
+            (x, y), width, 9, boxstyle="round,pad=0.3,rounding_size=1", fc=colour, ec="black", lw=0.6
+        )
+        axis.add_patch(patch)
+        axis.text(x + width / 2, y + 4.5, text, ha="center", va="center", fontsize=5.6)
+
+    def arrow(x0, y0, x1, y1, bend=0.0):
+        style = f"arc3,rad={bend}"
+        axis.add_patch(
+            FancyArrowPatch((x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=5, lw=0.7, connectionstyle=style)
+        )
+
+    box(10, 20, 10, "conv\n3 → 40", "#dfe9f3")
+    box(25, 20, 13, "residual\nblock, 40", "#c6d7ea")
+    box(31, 3, 12, "2 × 2, /2\n40 → 80", "#dfe9f3")
+    box(47, 3, 13, "residual\nblock, 80", "#a8c2df")
+    box(64, 3, 12, "2 × 2, ×2\n80 → 40", "#dfe9f3")
+    box(64, 20, 13, "residual\nblock, 40", "#c6d7ea")
+    box(82, 20, 9, "conv\n40 → 3", "#dfe9f3")
+    axis.text(-1, 24.5, "noisy", fontsize=6, va="center")
+    axis.text(96.3, 24.5, "+", fontsize=8, va="center", ha="center")
+    axis.text(51.5, 24.5, "+", fontsize=8, va="center", ha="center")
+    for x0, x1 in ((6, 9.6), (20.4, 24.6), (38.4, 50), (53, 63.6), (77.4, 81.6), (91.4, 95)):
+        arrow(x0, 24.5, x1, 24.5)
+    arrow(34, 19.6, 36, 12.5)
+    arrow(43.4, 7.5, 46.6, 7.5)
+    arrow(60.4, 7.5, 63.6, 7.5)
+    arrow(67, 12.5, 52.6, 22.6, 0.15)
+    axis.plot([2, 2, 96.3, 96.3], [27.5, 34, 34, 27.5], color="black", lw=0.7)
+    axis.text(50, 35.6, "the noisy image: what is learnt is the noise", fontsize=5.6, ha="center", va="bottom")
+    return figure
+
+
+def rates():
+    data = records.Trainings(1)
+    figure, (left, right) = canvas(1, 2, COLUMN, 1.55, sharey=True, width_ratios=[1.6, 1])
+    dots(left, of(data, records.MUON), "Muon", DARK)
+    dots(left, of(data, records.ADAM), "Adam alone", MIDDLE, "s", "--")
+    left.set_xscale("log")
+    left.set_xticks([1e-3, 2e-3, 4e-3, 8e-3], ["0.001", "0.002", "0.004", "0.008"])
+    left.minorticks_off()
+    left.set_xlabel("peak learning rate")
+    left.set_ylabel("PSNR (dB)")
+    left.legend(loc="lower right")
+    dots(right, of(data, records.BATCHES))
+    right.set_xscale("log")
+    right.set_xticks([8, 16, 32], ["8", "16", "32"])
+    right.minorticks_off()
+    right.set_xlabel("batch size (pairs)")
+    return figure
+
+
+def limits():
+    data, networks = records.Trainings(1), {}
+    for row in data.rows:
+        networks.setdefault(row["variant"], row["multiply_adds"] / 1024 / 1000)
+    figure, (capacity, targets, pairs) = canvas(1, 3, PAGE, 1.75)
+    dots(capacity, [(networks[name], list(data.of(name).values())) for name, _ in records.WIDTHS])
+    for name, width in records.WIDTHS:
+        capacity.annotate(
+            f"{width}", (networks[name], max(data.of(name).values())), (-4, 4), textcoords="offset points", fontsize=6
+        )
+    capacity.set_xlabel("thousand multiply-adds a pixel")
+    capacity.set_ylabel("PSNR (dB)")
+    dots(targets, of(data, records.DRAWS))
+    clean = list(data.of("clean targets").values())
+    targets.axhline(records.mean(clean), color=MIDDLE, linestyle="--", linewidth=1)
+    targets.plot([records.DRAWS[-1][1] * 1.5] * len(clean), clean, "s", color=MIDDLE, markersize=2.6)
+    targets.set_xscale("log")
+    targets.set_xticks([k for _, k in records.DRAWS], [str(k) for _, k in records.DRAWS])
+    targets.minorticks_off()
+    targets.set_xlabel("draws k in the target")
+    dots(pairs, [(n, list(data.of("ours", n).values())) for n in records.PAIRS], "noisy targets")
+    with_clean = [(n, list(values)) for n in records.PAIRS if (values := data.of("clean targets", n).values())]
+    dots(pairs, with_clean, "clean targets", MIDDLE, "s", "--")
+    for name, _ in records.PHOTOS[:2]:
+        values = list(data.of(name).values())
+        pairs.plot([records.BASE] * len(values), values, "x", color="black", markersize=3)
+    pairs.set_xscale("log")
+    pairs.set_xticks(records.PAIRS[::2], [f"{n:,}" for n in records.PAIRS[::2]])
+    pairs.minorticks_off()
+    pairs.set_xlabel("pairs learnt from")
+    pairs.legend(loc="lower right")
+    return figure
+
+
+def ablations():
+    data = records.Trainings(1)
+    found = [(label, data.differences(variant)) for variant, label in records.ABLATIONS]
+    found.sort(key=lambda entry: records.mean(entry[1]))
+    figure, axis = canvas(1, 1, COLUMN, 2.95)
+    noise_of_ours = records.deviation(list(data.of("ours").values()))
+    axis.axvspan(-noise_of_ours, noise_of_ours, color="#e4e4e4", zorder=0, lw=0)
+    for place, (_, values) in enumerate(found):
+        axis.barh(place, records.mean(values), color="#a8c2df", height=0.62, zorder=1)
+        axis.plot(values, [place] * len(values), "o", color=DARK, markersize=2.4, zorder=3)
+    axis.axvline(0, color="black", linewidth=0.6)
+    axis.set_yticks(range(len(found)), [label for label, _ in found])
+    axis.tick_params(axis="y", labelsize=6.3, length=0)
+    axis.set_xlabel("PSNR against ours (dB)")
+    axis.margins(y=0.01)
+    return figure
+
+
+def pictures(project="project_1"):
+    values = records.measured()["pictures"]["psnr"]
+    figure, axes = canvas(3, 3, COLUMN, 2.65)
+    for row, place in zip(axes, ("best", "median", "worst"), strict=True):
+        for axis, kind in zip(row, ("noisy", project, "clean"), strict=True):
+            axis.imshow(plt.imread(PICTURES / f"{place}_{kind}.png"), interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+            if kind != "clean":
+                axis.set_xlabel(f"{values[place][kind]:.1f} dB", fontsize=7, labelpad=2)
+        row[0].set_ylabel(place, fontsize=7)
+    for axis, title in zip(axes[0], ("noisy", "denoised", "clean"), strict=True):
+        axis.set_title(title, fontsize=7, pad=3)
+    return figure
+
+
+def each(project="1"):
+    """Every validation image: dB before and after."""
+    scores = records.measured()["scores"]
+    before, after = scores["input_of_each"], scores[f"of_each_{project}"]
+    figure, axis = canvas(1, 1, COLUMN, 1.4)
+    axis.plot(before, after, ".", color=DARK, markersize=2, alpha=0.5)
+    ends = [min(before), max(before)]
+    axis.plot(ends, ends, color="black", linewidth=0.7, linestyle="--")
+    axis.set_xlabel("PSNR of the noisy image (dB)")
+    axis.set_ylabel("PSNR after (dB)")
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------- report 2
+
+
+def framework():
+    figure, axis = canvas(1, 1, PAGE, 1.75)
+    axis.set_xlim(0, 205)
+    axis.set_ylim(0, 50)
+    axis.axis("off")
+
+    def box(x, y, width, height, text, colour, size=6.3):
+        patch = FancyBboxPatch(
+            (x, y), width, height, boxstyle="round,pad=0.3,rounding_size=1", fc=colour, ec="black", lw=0.6
+        )
+        axis.add_patch(patch)
+        axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=size)
+
+    def arrow(x0, y0, x1, y1, style="-", colour="black"):
+        axis.add_patch(
+            FancyArrowPatch(
+                (x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=6, lw=0.8, linestyle=style, color=colour
+            )
+        )
+
+    box(2, 18, 17, 14, "image x", "#dfe9f3")
+    box(34, 18, 19, 14, "patches U x", "#c6d7ea")
+    box(70, 18, 17, 14, "map y", "#dfe9f3")
+    for x0, x1, above, below in ((20, 33, "gather U", "scatter Uᵀ"), (54, 69, "W", "Wᵀ")):
+        arrow(x0, 27.5, x1, 27.5)
+        arrow(x1, 22.5, x0, 22.5, "--", MIDDLE)
+        axis.text((x0 + x1) / 2, 30, above, ha="center", fontsize=6.3)
+        axis.text((x0 + x1) / 2, 18.2, below, ha="center", fontsize=6.3, color=MIDDLE)
+    arrow(10, 42, 79, 42)
+    axis.text(44.5, 44, "Conv2d.forward, TransposeConv2d.backward", ha="center", fontsize=6.3)
+    arrow(79, 9, 10, 9, "--", MIDDLE)
+    axis.text(44.5, 4, "Conv2d.backward, TransposeConv2d.forward", ha="center", fontsize=6.3, color=MIDDLE)
+
+    blocks = [
+        "Conv2d\n/2",
+        "ReLU",
+        "Conv2d\n/2",
+        "ReLU",
+        "Transpose\nConv2d ×2",
+        "ReLU",
+        "Transpose\nConv2d ×2",
+        "Sigmoid",
+        "MSE",
+    ]
+    x = 97.0
+    for name in blocks:
+        width = 13.5 if "Transpose" in name else 8.6
+        box(x, 18, width, 14, name, "#a8c2df" if "Conv" in name else "#eeeeee", 5)
+        x += width + 1.4
+    arrow(98, 42, x - 3, 42)
+    axis.text((100 + x) / 2, 44, "forward: each block keeps what its backward needs", ha="center", fontsize=6.3)
+    arrow(x - 3, 9, 98, 9, "--", MIDDLE)
+    axis.text((100 + x) / 2, 4, "backward: gradients, in reverse order", ha="center", fontsize=6.3, color=MIDDLE)
+    return figure
+
+
+def growth():
+    bench = records.measured()["benchmark"]
+    figure, axes = canvas(1, 3, COLUMN, 1.45, sharey=True)
+    for axis, key, label in zip(
+        axes, ("batch_growth", "channel_growth", "side_growth"), ("batch", "channels", "side (pixels)"), strict=True
+    ):
+        x, y = zip(*bench[key], strict=True)
+        axis.plot(x, y, "o-", color=DARK, markersize=3)
+        axis.axhline(1, color=LIGHT, linewidth=0.8, linestyle="--")
+        axis.set_xscale("log")
+        axis.set_xticks(x, [str(value) for value in x], fontsize=6.3)
+        axis.minorticks_off()
+        axis.set_xlabel(label)
+    axes[0].set_ylabel("ours / torch.nn")
+    axes[0].set_ylim(bottom=0)
+    return figure
+
+
+def sweep():
+    rates = records.sweep_rates(records.Trainings(2))
+    figure, axes = canvas(1, len(rates), COLUMN, 1.5, sharey=True)
+    for axis, (name, points) in zip(axes, rates.items(), strict=True):
+        dots(axis, points)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks([rate for rate, _ in points], [f"{rate:g}" for rate, _ in points], rotation=60)
+        axis.minorticks_off()
+        axis.tick_params(axis="x", labelsize=6)
+        axis.set_title(name, fontsize=7)
+    axes[0].set_ylabel("PSNR (dB)")
+    figure.supxlabel("peak learning rate", fontsize=7.5)
+    return figure
+
+
+def photo(kinds, titles, width, height, size):
+    """The photograph, one panel a kind, with its PSNR."""
+    figure, axes = canvas(1, len(kinds), width, height)
+    values = records.measured()["photo"]["psnr"]
+    for axis, kind, title in zip(axes, kinds, titles, strict=True):
+        axis.imshow(plt.imread(PICTURES / f"photo_{kind}.png"), interpolation="nearest")
+        axis.axis("off")
+        axis.set_title(title + (f", {values[kind]:.1f} dB" if kind in values else ""), fontsize=size)
+    return figure
+
+
+FIGURES = {
+    "noise": noise,
+    "network": network,
+    "rates": rates,
+    "limits": limits,
+    "ablations": ablations,
+    "pictures": pictures,
+    "each": each,
+    "framework": framework,
+    "growth": growth,
+    "sweep": sweep,
+    "each2": lambda: each("2"),
+    "pictures3": lambda: photo(
+        ("noisy", "project_2", "project_1", "clean"),
+        ("noisy", "this network", "first report", "clean"),
+        PAGE,
+        1.95,
+        7.5,
+    ),
+    "pictures2": lambda: pictures("project_2"),
+}
+
+
+def draw_all(folder):
+    """Writes the figures into `folder` and the README's picture beside it; returns the paths."""
+    folder = Path(folder)
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{name}.svg" for name in FIGURES]
+    for path, draw in zip(paths, FIGURES.values(), strict=True):
+        figure = draw()
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+    figure = photo(("noisy", "project_1", "clean"), ("noisy", "denoised", "clean"), 9, 3.45, 11)
+    figure.savefig(folder.parent / "picture.png", dpi=100, metadata={"Software": None})
+    plt.close(figure)
+    return [*paths, folder.parent / "picture.png"]

@@ -1,0 +1,690 @@
+"""Measures what the reports say beside the trainings, and records it.
+
+    python -m report.measure DATA                       # all but the sweep; DATA holds val_data.pkl; minutes
+    python -m report.measure DATA --only noise scores   # some of it
+    python -m report.measure DATA --sweep PHOTOS        # short trainings of project 2: its optimisers, its sizes
+
+Every measurement is one line of `results/measured.jsonl`: its settings, seed, figures, and where, when and with what it
+was made; measured again, it replaces its line. The sweep appends rows of the kind that `experiments` writes to
+`results/project_2_sweep.jsonl` and goes on where it stopped. Times are only compared within one process.
+
+Sources: BayesShrink, S. G. Chang et al., IEEE TIP 2000; non-local means, A. Buades et al., CVPR 2005; total variation,
+A. Chambolle, JMIV 2004; they as scikit-image has them, with PyWavelets; the median and
+Gaussian filters as SciPy has them.
+"""
+
+import argparse
+import datetime
+import itertools
+import json
+import math
+import os
+import platform
+import random
+import statistics
+import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from Miniproject_1.model import Model as Model1
+from Miniproject_1.others.data import (
+    CELLS,
+    cell_means,
+    centre_crop,
+    draw_pairs,
+    load_photos,
+    point_sample,
+    render_scene,
+)
+from Miniproject_2 import model as framework
+from Miniproject_2.model import Model as Model2
+from Miniproject_2.others import benchmark, rounding
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).resolve().parent / "results"
+SCENES = 40  # procedural scenes that pictures are chosen from
+PHOTO_CELLS = 75  # cells a side of the photograph
+CLASSIC_IMAGES = 100  # validation images that the classics are run on
+SWEEP_PAIRS, SWEEP_SEEDS = 500, (0, 1)
+
+
+def psnr_of_each(images, clean):
+    """dB of each image, range 255."""
+    return -10 * ((images.float() - clean.float()) / 255).square().mean(dim=(1, 2, 3)).log10()
+
+
+def rounded(value, digits=4):
+    """Tensors and floats as plain numbers with so many significant digits."""
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: rounded(entry, digits) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(entry, digits) for entry in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+# ---------------------------------------------------------------------------------------------- records
+
+
+def commit(folders):
+    """The last commits that changed the code and weights measured, one a folder."""
+    found = []
+    for folder in folders:
+        paths = [f"{folder}/{name}" for name in ("model.py", "bestmodel.pth")]
+        command = ["git", "-C", str(ROOT), "log", "-1", "--no-merges", "--format=%h", "--", *paths]
+        found.append(subprocess.run(command, capture_output=True, text=True).stdout.strip())
+    return " ".join(found)
+
+
+def surroundings(folders):
+    """Where, when and with what a record was made; `load` is the number of processes that wanted a core."""
+    capabilities = torch.cpu.get_capabilities()
+    kind = "bfloat16" if capabilities.get("avx512_bf16") else "float32"
+    return {
+        "commit": commit(folders),
+        "machine": f"{torch.get_num_threads()} x {capabilities.get('cpu_name', platform.machine())}, {kind}",
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "recorded": datetime.date.today().isoformat(),
+    }
+
+
+def write_lines(path, rows):
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(temporary, path)
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def record(name, row):
+    """Puts a measurement in place of the line of the same name."""
+    path = RESULTS / "measured.jsonl"
+    kept = [line for line in read_lines(path) if line["measurement"] != name]
+    write_lines(path, sorted([*kept, row], key=lambda line: line["measurement"]))
+
+
+# ---------------------------------------------------------------------------------------------- data's noise
+
+
+def correlation(noise, down, right):
+    """Of the noise of pixels so far apart: the mean over images and its standard error."""
+    height, width = noise.shape[2] - abs(down), noise.shape[3] - abs(right)
+    first = noise[:, :, :height, max(0, -right) : max(0, -right) + width]
+    second = noise[:, :, down : down + height, max(0, right) : max(0, right) + width]
+    return ratio_with_error((first * second).mean((1, 2, 3)), noise.square().mean((1, 2, 3)))
+
+
+def ratio_with_error(numerators, denominators):
+    """Sum over sum, and the standard error of that over the images."""
+    value = numerators.sum() / denominators.sum()
+    residual = (numerators - value * denominators) / denominators.mean()
+    return [value.item(), (residual.std() / math.sqrt(len(residual))).item()]
+
+
+def measure_noise(data):
+    """Evidence of point sampling from noisy and clean images."""
+    noisy, clean = data
+    noise = (noisy.float() - clean.float()) / 255
+    power = noise.square().mean((2, 3))  # (N, 3)
+    channels = {}
+    for name, a, b in (("red, green", 0, 1), ("green, blue", 1, 2), ("red, blue", 0, 2)):
+        channels[name] = ratio_with_error((noise[:, a] * noise[:, b]).mean((1, 2)), (power[:, a] * power[:, b]).sqrt())
+    means = noise.mean((1, 2, 3)) * 255
+    worse = psnr_of_each(noisy, clean)
+    offsets = {"right": (0, 1), "down": (1, 0), "diagonal": (1, 1), "other diagonal": (1, -1), "two right": (0, 2)}
+    return {
+        "images": len(noisy),
+        "neighbours": {name: correlation(noise, *offset) for name, offset in offsets.items()},
+        "channels": channels,
+        "mean_grey": [means.mean().item(), (means.std() / math.sqrt(len(means))).item()],
+        "variance": noise.square().mean().item(),
+        "psnr": worse.mean().item(),
+        "psnr_deviation": worse.std().item(),
+        "psnr_pooled": -10 * math.log10(noise.square().mean().item()),
+        "by_local_variance": noise_by(local_variance(clean), noise),
+        "by_brightness": noise_by(clean.float().mean(1) / 255, noise),
+        "clipped_percent": 100 * ((noisy == 0) | (noisy == 255)).float().mean().item(),
+    }
+
+
+def local_variance(clean):
+    """Of the clean image over 3 x 3 pixels, (N, H, W): what can be seen of the detail inside of a cell."""
+    grey = clean.float().mean(1, keepdim=True) / 255
+    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    mean, square = F.avg_pool2d(padded, 3, 1), F.avg_pool2d(padded.square(), 3, 1)
+    return (square - mean.square()).clamp(min=0)[:, 0]
+
+
+def noise_by(quantity, noise, bins=10):
+    """Ten bins of equally many pixels: [mean quantity, noise variance]."""
+    order = quantity.flatten().argsort()
+    power = noise.square().mean(1).flatten()
+    parts = zip(order.tensor_split(bins), range(bins), strict=True)
+    return [[quantity.flatten()[part].mean().item(), power[part].mean().item()] for part, _ in parts]
+
+
+def measure_sampling(data):
+    """The same from our own scenes, where the cells are known: noise variance against the cell's own."""
+    generator = torch.Generator().manual_seed(0)
+    cell, noise = [], []
+    for seed in range(8):
+        scene = render_scene(9_000_000 + seed)
+        crop = centre_crop(*scene.shape[1:])
+        clean = cell_means(scene, crop).float()
+        draws = torch.stack([point_sample(scene, crop, generator) for _ in range(16)]).float()
+        noise.append((draws - clean).square().mean(0)[0] / 255**2)
+        pixels = scene.float().unfold(1, 12, 12).unfold(2, 12, 12)  # (3, 32, 32, 12, 12)
+        cell.append(pixels.var(dim=(3, 4), correction=0) / 255**2)
+    cell, noise = torch.stack(cell).flatten(), torch.stack(noise).flatten()
+    slope = (cell * noise).sum() / cell.square().sum()
+    return {
+        "scenes": 8,
+        "draws": 16,
+        "slope": slope.item(),
+        "correlation": torch.corrcoef(torch.stack([cell, noise]))[0, 1].item(),
+    }
+
+
+# ---------------------------------------------------------------------------------------------- networks and scores
+
+
+def shipped(model):
+    model.load_pretrained_model()
+    return model
+
+
+@torch.no_grad()
+def size_1(model):
+    with FlopCounterMode(display=False) as counter:
+        model.network(torch.zeros(1, 3, 32, 32))
+    return {
+        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "multiply_adds": counter.get_total_flops() // 2,
+    }
+
+
+def size_2(model):
+    """A convolution uses all its weights at each position of its smaller side."""
+    total, maps = 0, torch.zeros(1, 3, 32, 32)
+    for block in model.network.leaves():
+        image, maps = maps, block.forward(maps)
+        if isinstance(block, framework.Convolution):
+            total += block.weight.numel() * min(image[0, 0].numel(), maps[0, 0].numel())
+    return {
+        "parameters": sum(p.numel() for p, _ in model.network.param()),
+        "multiply_adds": total,
+        "architecture": asdict(model.network.architecture),
+    }
+
+
+def measure_networks(data):
+    """Parameters and multiply-adds of one pass over a 32 x 32 image."""
+    return {
+        "unet": size_1(Model1("unet", device="cpu")),
+        "noise2noise": size_1(Model1("noise2noise", device="cpu")),
+        "ours": size_1(Model1(device="cpu")),
+        "shipped_1": size_1(shipped(Model1(device="cpu"))),
+        "shipped_2": size_2(shipped(Model2(device="cpu"))),
+    }
+
+
+def measure_scores(data):
+    """The shipped weights, image by image: single pass, self-ensemble, and fed back on themselves up to five times."""
+    noisy, clean = data
+    result = {"images": len(noisy), "input_of_each": psnr_of_each(noisy, clean)}
+    for name, model in (("1", shipped(Model1(device="cpu"))), ("2", shipped(Model2(device="cpu")))):
+        passes, images = [], noisy
+        for _ in range(5):
+            images = model.predict(images, ensemble=False)
+            passes.append(psnr_of_each(images, clean))
+        ensemble = psnr_of_each(model.predict(noisy, ensemble=True), clean)
+        result |= {
+            f"of_each_{name}": passes[0],
+            f"passes_{name}": [values.mean().item() for values in passes],
+            f"ensemble_{name}": ensemble.mean().item(),
+            f"made_worse_{name}": (passes[0] < result["input_of_each"]).sum().item(),
+        }
+    return result
+
+
+def measure_pictures(data):
+    """Best, median and worst of our procedural scenes: dB, and images in `results/pictures`."""
+    noisy, clean = scenes(SCENES, 384)
+    models = {"project_1": shipped(Model1(device="cpu")), "project_2": shipped(Model2(device="cpu"))}
+    images = {"noisy": noisy, "clean": clean}
+    images |= {name: model.predict(noisy, ensemble=True) for name, model in models.items()}
+    order = psnr_of_each(images["project_1"], clean).argsort(descending=True).tolist()
+    chosen = {"best": order[0], "median": order[SCENES // 2], "worst": order[-1]}
+    result = {"scenes": SCENES, "psnr": {}}
+    for place, number in chosen.items():
+        for name, batch in images.items():
+            save_picture(f"{place}_{name}", batch[number])
+        result["psnr"][place] = {
+            name: psnr_of_each(batch, clean)[number].item() for name, batch in images.items() if name != "clean"
+        }
+    return result
+
+
+def measure_photo(data):
+    """Chelsea the cat, a photograph without copyright (CC0, S. van der Walt) that comes with scikit-image."""
+    from skimage import data as photographs
+
+    picture = torch.from_numpy(photographs.chelsea()).permute(2, 0, 1).contiguous()
+    side = PHOTO_CELLS * (picture.shape[1] // PHOTO_CELLS)
+    crop = torch.tensor([[0, 75, side]])  # around the face
+    noisy = point_sample(picture, crop, torch.Generator().manual_seed(0), PHOTO_CELLS)
+    clean = cells_of(picture[:, :side, 75 : 75 + side], PHOTO_CELLS)
+    images = {"noisy": noisy, "clean": clean}
+    for name, model in (("project_1", Model1(device="cpu")), ("project_2", Model2(device="cpu"))):
+        images[name] = shipped(model).predict(noisy, ensemble=True)
+    for name, batch in images.items():
+        save_picture(f"photo_{name}", batch[0])
+    scores = {name: psnr_of_each(batch, clean).item() for name, batch in images.items() if name != "clean"}
+    return {"cells": PHOTO_CELLS, "pixels_of_a_cell": side // PHOTO_CELLS, "psnr": scores}
+
+
+def cells_of(picture, cells):
+    """The mean of each cell of a square picture (3, H, H): uint8 (1, 3, cells, cells)."""
+    size = picture.shape[1] // cells
+    return picture.float().view(1, 3, cells, size, cells, size).mean((3, 5)).round().to(torch.uint8)
+
+
+def scenes(count, side):
+    """A noisy and the clean image of each of our procedural scenes: uint8 (count, 3, CELLS, CELLS) twice."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = []
+    for seed in range(count):
+        scene = render_scene(8_000_000 + seed, side)
+        crop = centre_crop(*scene.shape[1:])
+        pairs.append((point_sample(scene, crop, generator), cells_of(scene, CELLS)))
+    return tuple(torch.cat(images) for images in zip(*pairs, strict=True))
+
+
+def save_picture(name, image):
+    """(3, H, W) in [0, 255] as a PNG."""
+    from PIL import Image
+
+    folder = RESULTS / "pictures"
+    folder.mkdir(exist_ok=True)
+    pixels = image.round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    Image.fromarray(pixels.numpy()).save(folder / f"{name}.png")
+
+
+# ---------------------------------------------------------------------------------------------- classics
+
+
+def classics():
+    """{name: (function of an image (H, W, 3) in [0, 1] and a parameter, parameters to choose from)}."""
+    import numpy as np
+    from scipy import ndimage
+    from skimage import restoration
+
+    def median(image, size):
+        return ndimage.median_filter(image, size=(size, size, 1), mode="mirror")
+
+    def gaussian(image, sigma):
+        return ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="mirror")
+
+    def bilateral(image, pair, reach=3):
+        """By hand: scikit-image's does not become a Gaussian filter as its colour sigma grows."""
+        height, width, _ = image.shape
+        padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
+        total, weights = np.zeros_like(image), np.zeros((height, width, 1), image.dtype)
+        for y, x in itertools.product(range(-reach, reach + 1), repeat=2):
+            other = padded[reach + y : reach + y + height, reach + x : reach + x + width]
+            distance = np.square(other - image).sum(-1, keepdims=True) / pair[0] ** 2 + (y * y + x * x) / pair[1] ** 2
+            weight = np.exp(-distance / 2)
+            total, weights = total + weight * other, weights + weight
+        return total / weights
+
+    def non_local(image, pair):
+        return restoration.denoise_nl_means(
+            image, patch_size=pair[0], patch_distance=7, h=pair[1], fast_mode=True, channel_axis=-1
+        )
+
+    def wavelet(image, sigma):
+        return restoration.denoise_wavelet(
+            image.astype(np.float64), sigma=sigma, method="BayesShrink", convert2ycbcr=False, channel_axis=-1
+        )
+
+    def variation(image, weight):
+        return restoration.denoise_tv_chambolle(image, weight=weight, channel_axis=-1)
+
+    return {
+        "median filter": (median, [2, 3, 4, 5]),
+        "Gaussian filter": (gaussian, [0.4, 0.5, 0.6, 0.7, 0.8, 1.0]),
+        "bilateral filter": (bilateral, [[c, s] for c in (0.2, 0.4, 0.8, 1.6) for s in (0.5, 0.6, 0.7, 0.8, 1.0)]),
+        "non-local means": (non_local, [[p, h] for p in (3, 5) for h in (0.05, 0.08, 0.1, 0.13, 0.17)]),
+        "wavelet shrinkage": (wavelet, [0.05, 0.07, 0.1, 0.13]),
+        "total variation": (variation, [0.05, 0.08, 0.1, 0.13, 0.16, 0.2]),
+    }
+
+
+def measure_classics(data):
+    """Each classic with the parameter that does best on these very images: more than it could know."""
+    import numpy as np
+
+    noisy, clean = (images[:CLASSIC_IMAGES] for images in data)
+    arrays = noisy.permute(0, 2, 3, 1).numpy().astype(np.float32) / 255
+    result = {"images": len(noisy), "input": psnr_of_each(noisy, clean).mean().item()}
+    for name, (function, parameters) in classics().items():
+        scores = []
+        for parameter in parameters:
+            output = np.stack([function(image, parameter) for image in arrays]).clip(0, 1) * 255
+            images = torch.from_numpy(output.astype(np.float32)).permute(0, 3, 1, 2)
+            scores.append(psnr_of_each(images, clean).mean().item())
+        best = max(range(len(scores)), key=scores.__getitem__)
+        result[name] = {
+            "psnr": scores[best],
+            "best": parameters[best],
+            "tried": len(parameters),
+            "edge": best in (0, len(parameters) - 1) and not isinstance(parameters[0], list),
+        }
+    for name, model in (("project 1", shipped(Model1(device="cpu"))), ("project 2", shipped(Model2(device="cpu")))):
+        result[name] = {"psnr": psnr_of_each(model.predict(noisy, ensemble=False), clean).mean().item()}
+    return result
+
+
+# ---------------------------------------------------------------------------------------------- framework
+
+
+def relative_error(actual, expected):
+    return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
+
+
+def finite_difference_error(block, x, step=1e-6, entries=6):
+    """Largest relative error of `backward` against central differences of <gradient, block(x)>, in float64."""
+    generator = torch.Generator().manual_seed(1)
+    gradient = torch.randn(block.forward(x).shape, generator=generator, dtype=x.dtype)
+    block.forward(x)
+    checks = [(x, block.backward(gradient).clone())]
+    checks += [(parameter, accumulated.clone()) for parameter, accumulated in block.param()]
+    worst, count = 0.0, 0
+    for tensor, derivative in checks:
+        flat = tensor.detach().view(-1)
+        for index in torch.randperm(flat.numel(), generator=generator)[:entries].tolist():
+            kept, values = flat[index].item(), []
+            for shift in (step, -step):
+                flat[index] = kept + shift
+                values.append((gradient * block.forward(x)).sum().item())
+            flat[index] = kept
+            difference = (values[0] - values[1]) / (2 * step)
+            worst = max(worst, abs(difference - derivative.reshape(-1)[index].item()) / (1 + abs(difference)))
+            count += 1
+    return worst, count
+
+
+def random_configuration(generator):
+    """(transposed, arguments of torch's layer, N, H, W) with all options drawn at random."""
+
+    def draw(low, high):
+        return torch.randint(low, high + 1, (), generator=generator).item()
+
+    groups = draw(1, 3)
+    options = {"in_channels": draw(1, 4) * groups, "out_channels": draw(1, 4) * groups, "groups": groups}
+    options["bias"] = bool(draw(0, 1))
+    for name, low, high in (("kernel_size", 1, 5), ("stride", 1, 4), ("padding", 0, 3), ("dilation", 1, 3)):
+        options[name] = (draw(low, high), draw(low, high))
+    transposed = bool(draw(0, 1))
+    if transposed:
+        limits = [max(s, d) for s, d in zip(options["stride"], options["dilation"], strict=True)]
+        options["output_padding"] = tuple(draw(0, limit - 1) for limit in limits)
+    return transposed, options, draw(1, 3), draw(1, 17), draw(1, 17)
+
+
+def measure_oracle(data, wanted=400):
+    """Both convolutions on random configurations against torch and its autograd in float64, forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    worst, count = {"forward": 0.0, "backward": 0.0, "parameters": 0.0}, 0
+    while count < wanted:
+        transposed, options, n, h, w = random_configuration(generator)
+        make = (nn.ConvTranspose2d, framework.TransposeConv2d) if transposed else (nn.Conv2d, framework.Conv2d)
+        layer = make[0](**options).double()
+        x = torch.randn(n, options["in_channels"], h, w, dtype=torch.float64, requires_grad=True)
+        try:
+            expected = layer(x)
+        except RuntimeError:  # a window larger than the padded image
+            continue
+        if not expected.numel():
+            continue
+        block = make[1](**options)
+        block.weight, block.bias = layer.weight, layer.bias
+        gradient = torch.randn_like(expected)
+        expected.backward(gradient)
+        worst["forward"] = max(worst["forward"], relative_error(block.forward(x.detach()), expected.detach()))
+        worst["backward"] = max(worst["backward"], relative_error(block.backward(gradient), x.grad))
+        for (_, ours), parameter in zip(block.param(), layer.parameters(), strict=True):
+            worst["parameters"] = max(worst["parameters"], relative_error(ours, parameter.grad))
+        count += 1
+    return {"configurations": count, "largest_relative_error": worst}
+
+
+def measure_differences(data):
+    """Every block's `backward` against central differences."""
+    torch.manual_seed(0)
+    layers = {
+        "Conv2d": (framework.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(3, 4, 3, 2, 1).double()),
+        "TransposeConv2d": (framework.TransposeConv2d(4, 3, 4, 2, 1), nn.ConvTranspose2d(4, 3, 4, 2, 1).double()),
+    }
+    for block, layer in layers.values():
+        block.weight, block.bias = layer.weight, layer.bias
+    cases = {name: (block, (2, layer.in_channels, 7, 6)) for name, (block, layer) in layers.items()}
+    cases |= {
+        "NearestUpsampling": (framework.NearestUpsampling(2), (2, 3, 5, 4)),
+        "ReLU": (framework.ReLU(), (2, 3, 5, 4)),
+        "Sigmoid": (framework.Sigmoid(), (2, 3, 5, 4)),
+    }
+    result = {}
+    for name, (block, shape) in cases.items():
+        error, count = finite_difference_error(block, torch.randn(shape, dtype=torch.float64))
+        result[name] = {"error": error, "derivatives": count}
+    result["MSE"] = mse_difference()
+    return {"blocks": result, "derivatives": sum(entry["derivatives"] for entry in result.values())}
+
+
+def mse_difference(step=1e-6):
+    """The loss has two inputs and gives one number."""
+    x, target = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    loss = framework.MSE()
+    loss.forward(x, target)
+    derivative, worst = loss.backward().clone(), 0.0
+    for index in range(6):
+        shift = torch.zeros_like(x)
+        shift.view(-1)[index] = step
+        difference = (float(loss.forward(x + shift, target)) - float(loss.forward(x - shift, target))) / (2 * step)
+        worst = max(worst, abs(difference - derivative.view(-1)[index].item()))
+    return {"error": worst, "derivatives": 6}
+
+
+def measure_rounding(data, seeds=300):
+    """Plain allclose of the course's own case, Conv2d(3, 3, 3) on 32 x 32, for three ways to add up; then of others."""
+    passed = {"bias first": 0, "bias last": 0, "in float64": 0, "ours": 0}
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        layer, x = nn.Conv2d(3, 3, 3), torch.randn(1, 3, 32, 32)
+        with torch.no_grad():
+            expected = layer(x)
+            columns, matrix = F.unfold(x, 3), layer.weight.flatten(1)
+            bias = layer.bias[:, None]
+            block = framework.Conv2d(3, 3, 3)
+            block.weight, block.bias = layer.weight, layer.bias
+            ways = {
+                "bias first": torch.baddbmm(bias.expand(1, 3, columns.shape[2]), matrix[None], columns),
+                "bias last": matrix @ columns + bias,
+                "in float64": (matrix.double() @ columns.double() + bias.double()).float(),
+                "ours": block.forward(x),
+            }
+        for name, result in ways.items():
+            passed[name] += torch.allclose(result.view(expected.shape), expected)
+    groups = {}
+    for group, arguments, settings in rounding.configurations():
+        for name in ("Conv2d", "TransposeConv2d"):
+            layer = getattr(nn, name if name == "Conv2d" else "ConvTranspose2d")(*arguments, **settings)
+            results = rounding.passes(getattr(framework, name)(*arguments, **settings), layer, 1, 32)
+            entry = groups.setdefault(f"{name}, {group.split(',')[0]}", [0] * 5)
+            for index, good in enumerate([True, *results]):
+                entry[index] += good
+    return {"seeds": seeds, "passed": passed, "parts": ["all", *rounding.PARTS], "groups": groups}
+
+
+def processor_time(contenders, shape, repeats):
+    """{name: {phase: median seconds of the processor}}, the contenders taking turns.
+
+    As `benchmark.measure`, but not by the clock: a process that waits for a core is not slow.
+    """
+    inputs, gradients = {}, {}
+    for name, step in contenders.items():
+        inputs[name] = step.prepare(torch.randn(shape))
+        gradients[name] = step.prepare(torch.randn(step.forward(inputs[name]).shape)).detach()
+    times = {name: {"forward": [], "backward": [], "update": []} for name in contenders}
+    for repeat, (name, step) in itertools.product(range(repeats + 2), contenders.items()):
+        marks = [time.process_time()]
+        step.forward(inputs[name])
+        marks.append(time.process_time())
+        step.backward(gradients[name])
+        marks.append(time.process_time())
+        if step.optimiser:
+            step.update()
+        marks.append(time.process_time())
+        if repeat >= 2:
+            for phase, start, end in zip(times[name], marks, marks[1:], strict=False):
+                times[name][phase].append(end - start)
+    return {name: {phase: statistics.median(t) for phase, t in phases.items()} for name, phases in times.items()}
+
+
+def measure_benchmark(data, repeats=9):
+    """Time of ours over that of torch.nn's faster format, in one process, the two taking turns."""
+    w, d = 96, 192
+    blocks = [
+        ("Conv2d 3 to 96", "Conv2d", "Conv2d", (3, w, 4, 2, 1), 32),
+        ("Conv2d 96 to 192", "Conv2d", "Conv2d", (w, d, 4, 2, 1), 16),
+        ("TransposeConv2d 192 to 96", "TransposeConv2d", "ConvTranspose2d", (d, w, 4, 2, 1), 8),
+        ("TransposeConv2d 96 to 3", "TransposeConv2d", "ConvTranspose2d", (w, 3, 4, 2, 1), 16),
+    ]
+
+    def ratio(block, layer, arguments, side, batch=32):
+        both = benchmark.contenders(
+            lambda: getattr(framework, block)(*arguments), lambda: getattr(nn, layer)(*arguments)
+        )
+        return ratios(processor_time(both, (batch, arguments[0], side, side), repeats))
+
+    result = {"repeats": repeats, "batch": 32}
+    result["blocks"] = {title: ratio(*rest) for title, *rest in blocks}
+    architecture = framework.Architecture()
+    for name, optimiser in (
+        ("SGD with momentum", lambda params: framework.SGD(params, 1e-3, 0.9)),
+        ("Muon", lambda params: framework.Muon(params, 1e-3)),
+    ):
+        both = benchmark.contenders(
+            lambda: framework.Network(architecture, random.Random(0)),
+            lambda: benchmark.torch_network(architecture),
+            optimiser,
+        )
+        result["blocks"][f"network, {name}"] = ratios(processor_time(both, (32, 3, 32, 32), repeats))
+    conv = ("Conv2d", "Conv2d")
+    result["batch_growth"] = [[n, ratio(*conv, (48, 48, 4, 2, 1), 16, n)["together"]] for n in (1, 4, 16, 64)]
+    result["channel_growth"] = [[c, ratio(*conv, (c, c, 4, 2, 1), 16, 16)["together"]] for c in (4, 16, 64, 128)]
+    result["side_growth"] = [[s, ratio(*conv, (16, 16, 4, 2, 1), s, 4)["together"]] for s in (8, 32, 128)]
+    return result
+
+
+def ratios(results):
+    mine = results["ours"]
+    theirs = min((results["torch"], results["torch channels-last"]), key=lambda phases: sum(phases.values()))
+    return {
+        "forward": mine["forward"] / theirs["forward"],
+        "backward": mine["backward"] / theirs["backward"],
+        "together": sum(mine.values()) / sum(theirs.values()),
+    }
+
+
+# ---------------------------------------------------------------------------------------------- sweep of project 2
+
+
+def sweep_variants():
+    """Two times {name: (recipe, sizes)}: rates in steps of two, so that an optimum shows, then other networks."""
+    rates = {
+        "SGD": ({"optimiser": "sgd", "momentum": 0.0}, (1, 2, 4, 8, 16)),
+        "momentum": ({"optimiser": "sgd", "momentum": 0.9}, (0.25, 0.5, 1, 2, 4)),
+        "Adam": ({"optimiser": "adam"}, (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
+        "Muon": ({}, (7.5e-3, 1.5e-2, 3e-2, 6e-2)),
+    }
+    optimisers = {
+        f"{name} {lr:g}": ({**recipe, "lr": float(lr)}, {}) for name, (recipe, lrs) in rates.items() for lr in lrs
+    }
+    shapes = {
+        "kernel 2": ({}, {"kernel": 2}),
+        "kernel 6": ({}, {"kernel": 6}),
+        "nearest upsampling": ({}, {"upsampling": "nearest", "up_kernel": 3}),
+        "64 / 128 channels": ({}, {"width": 64, "deep_width": 128}),
+    }
+    return optimisers, shapes
+
+
+def sweep(data, folder):
+    """Trains what `project_2_sweep.jsonl` does not hold yet."""
+    path, photos = RESULTS / "project_2_sweep.jsonl", load_photos(folder)
+    jobs = [job for part in sweep_variants() for job in itertools.product(SWEEP_SEEDS, part.items())]
+    for seed, (name, (recipe, sizes)) in jobs:
+        rows = read_lines(path)
+        if any((row["variant"], row["seed"], row["pairs"]) == (name, seed, SWEEP_PAIRS) for row in rows):
+            continue
+        model = Model2(seed=seed, device="cpu", recipe=framework.Recipe(**recipe), **sizes)
+        row = {"variant": name, "seed": seed, "pairs": SWEEP_PAIRS, "epochs": 1, "recipe": recipe, "sizes": sizes}
+        began = time.monotonic()
+        model.train(*draw_pairs(photos, SWEEP_PAIRS, seed), 1)
+        row |= {"seconds": round(time.monotonic() - began, 1), **size_2(model)}
+        row["single"] = round(psnr_of_each(model.predict(data[0], ensemble=False), data[1]).mean().item(), 3)
+        write_lines(path, [*rows, row | surroundings(["Miniproject_2"])])
+        print(f"{name}, seed {seed}: {row['single']:.3f} dB, {row['seconds']:.0f} s", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+MEASUREMENTS = {
+    "noise": (measure_noise, []),
+    "sampling": (measure_sampling, ["Miniproject_1"]),
+    "networks": (measure_networks, ["Miniproject_1", "Miniproject_2"]),
+    "scores": (measure_scores, ["Miniproject_1", "Miniproject_2"]),
+    "pictures": (measure_pictures, ["Miniproject_1", "Miniproject_2"]),
+    "photo": (measure_photo, ["Miniproject_1", "Miniproject_2"]),
+    "classics": (measure_classics, ["Miniproject_1", "Miniproject_2"]),
+    "oracle": (measure_oracle, ["Miniproject_2"]),
+    "differences": (measure_differences, ["Miniproject_2"]),
+    "rounding": (measure_rounding, ["Miniproject_2"]),
+    "benchmark": (measure_benchmark, ["Miniproject_2"]),
+}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Measures what the reports say beside the trainings.")
+    parser.add_argument("data", type=Path, help="folder with a val_data.pkl")
+    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", default=list(MEASUREMENTS))
+    parser.add_argument("--sweep", type=Path, metavar="PHOTOS", help="train project 2's variants on these instead")
+    options = parser.parse_args(arguments)
+    data = torch.load(options.data / "val_data.pkl", weights_only=True)
+    if options.sweep:
+        return sweep(data, options.sweep)
+    for name in options.only:
+        function, folders = MEASUREMENTS[name]
+        began = time.monotonic()
+        row = {"measurement": name, "seed": 0, **rounded(function(data))}
+        row |= {"seconds": round(time.monotonic() - began, 1), **surroundings(folders or ["Miniproject_1"])}
+        record(name, row)
+        print(f"{name}: {row['seconds']:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,613 @@
+# ruff: noqa: RUF001, RUF002 (minus and multiplication signs are meant)
+"""What was recorded, and the facts that the reports, the figures and the README take from it. Needs nothing installed.
+
+    rows(project)      trainings: every line of results/project_1*.jsonl or project_2*.jsonl, under today's names
+    measured()         {name: line of results/measured.jsonl}
+    field()            results/field.json: figures that others published or that were measured outside of this folder
+    facts(number)      {name: text} of report `number`, every number that its source may show
+    tables(number)     {name: rows of text}
+
+A file that is dropped into `results/` is read by the next build.
+"""
+
+import json
+import statistics
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+BASE = 7800  # pairs of the comparisons with two seeds
+
+RENAMED = {  # rows recorded before the settings got their present names
+    "no exchange": "no pixel swap",
+    "easy first 0.0005": "variance floor 0.0005",
+    "easy first 0.01": "variance floor 0.01",
+    "averaging 0.98": "EMA decay 0.98",
+    "averaging 0.999": "EMA decay 0.999",
+}
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def rows(project):
+    """All trainings of a project, each with the file it stands in; two trainings of one file share a machine."""
+    found = []
+    for path in sorted(RESULTS.glob(f"project_{project}*.jsonl")):
+        for row in read_lines(path):
+            found.append(row | {"variant": RENAMED.get(row["variant"], row["variant"]), "file": path.stem})
+    return found
+
+
+def measured():
+    return {row["measurement"]: row for row in read_lines(RESULTS / "measured.jsonl")}
+
+
+def field():
+    return json.loads((RESULTS / "field.json").read_text())
+
+
+# ---------------------------------------------------------------------------------------------- statistics
+
+
+class Trainings:
+    """The trainings of one project, by variant, pairs and epochs."""
+
+    def __init__(self, project):
+        self.rows = rows(project)
+
+    def of(self, variant, pairs=BASE, epochs=1, key="single"):
+        """{seed: value}; of a training that was repeated elsewhere, the first."""
+        found = {}
+        for row in self.rows:
+            if (row["variant"], row["pairs"], row["epochs"]) == (variant, pairs, epochs) and key in row:
+                found.setdefault(row["seed"], row[key])
+        return found
+
+    def differences(self, variant, pairs=BASE, base="ours", key="single"):
+        """Of the seeds that both have in the same file."""
+        scores = {}
+        for row in self.rows:
+            if row["variant"] in (variant, base) and row["pairs"] == pairs and row["epochs"] == 1 and key in row:
+                scores.setdefault((row["file"], row["seed"]), {})[row["variant"]] = row[key]
+        return [both[variant] - both[base] for both in scores.values() if len(both) == 2]
+
+    def seeds(self, pairs=BASE):
+        return len(self.of("ours", pairs))
+
+
+def mean(values):
+    return statistics.fmean(values)
+
+
+def deviation(values):
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def spread(values, digits=2, sign=""):
+    """Mean and, of several values, standard deviation: 25.73 ± 0.02."""
+    values = list(values)
+    text = minus(f"{mean(values):{sign}.{digits}f}")
+    if len(values) < 2:
+        return text
+    wide = deviation(values)
+    return f"{text} ± {wide:.{digits if wide >= 0.5 * 10**-digits else 3}f}"
+
+
+def verdict(differences):
+    """Whether the mean is more than two standard errors from nothing."""
+    limit = 2 * deviation(differences) / len(differences) ** 0.5
+    clear = abs(mean(differences)) > limit
+    return ("better" if mean(differences) > 0 else "worse") if clear else "no clear difference"
+
+
+def minus(text):
+    return text.replace("-", "−")
+
+
+def error(pair, digits):
+    return f"{minus(f'{pair[0]:.{digits}f}')} ± {pair[1]:.{digits}f}"
+
+
+def count(number):
+    return f"{number:,}"
+
+
+def millions(number, digits=2):
+    return f"{number / 1e6:.{digits}f}"
+
+
+def scientific(number):
+    """3e-16 as 3 × 10^−16 in Unicode."""
+    digits, exponent = f"{number:.0e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{digits} × 10{raised}"
+
+
+# ---------------------------------------------------------------------------------------------- report 1
+
+ABLATIONS = [  # (variant, how the figure calls it), by what they change
+    ("not equivariant", "not equivariant"),
+    ("not equivariant, flips alone", "not equivariant, flips only"),
+    ("Adam alone 4e-3", "Adam alone, its best rate"),
+    ("constant rate", "constant learning rate"),
+    ("no averaging", "no averaged weights"),
+    ("no pixel swap", "no pixel swap"),
+    ("no negatives", "no negatives"),
+    ("images weighted alike", "images weighted alike"),
+    ("leaky ReLU", "LeakyReLU"),
+    ("GELU", "GELU"),
+    ("SiLU", "SiLU"),
+    ("pre-activation", "pre-activation"),
+    ("gates", "gates"),
+    ("halves multiplied", "halves multiplied"),
+    ("inputs x1", "inputs × 1"),
+    ("inputs x8", "inputs × 8"),
+    ("batch 8", "batch 8"),
+    ("batch 32", "batch 32"),
+    ("flat, 4 blocks", "full resolution only"),
+    ("three levels", "three levels"),
+    ("half of the photos", "half of the photographs"),
+    ("an eighth of the photos", "an eighth of the photographs"),
+    ("means of 7 noisy targets", "means of 7 draws as targets"),
+    ("clean targets", "clean targets"),
+]
+WIDTHS = [("width 24", 24), ("width 32", 32), ("ours", 40), ("width 48", 48), ("width 64", 64)]
+DRAWS = [
+    ("ours", 1),
+    ("means of 3 noisy targets", 3),
+    ("means of 7 noisy targets", 7),
+    ("means of 15 noisy targets", 15),
+]
+PHOTOS = [("an eighth of the photos", 0.125), ("half of the photos", 0.5), ("ours", 1.0)]
+PAIRS = (500, 1000, 2000, 4000, 7800, 15600, 50000)
+MUON = [("Muon 1e-3", 1e-3), ("Muon 2e-3", 2e-3), ("ours", 4e-3), ("Muon 8e-3", 8e-3)]
+ADAM = [(f"Adam alone {text}", float(text)) for text in ("1e-3", "2e-3", "4e-3", "8e-3")]
+BATCHES = [("batch 8", 8), ("ours", 16), ("batch 32", 32)]
+SETTINGS = ("no pixel swap", "images weighted alike", "no averaging", "no negatives")  # of the recipe
+UNET, NOISE2NOISE = "the report's U-Net and recipe", "the report's Noise2Noise network and recipe"
+
+
+def first_facts():
+    data, known = Trainings(1), measured()
+    noise, scores, networks, original = known["noise"], known["scores"], known["networks"], field()["original"]
+    result = noise_facts(noise, known["sampling"])
+    for name, variant in (("unet", UNET), ("n2n", NOISE2NOISE), ("ours", "ours"), ("clean", "clean targets")):
+        result[f"{name}.base"] = spread(data.of(variant).values())
+        result[f"{name}.base.ensemble"] = spread(data.of(variant, key="ensemble").values())
+    for variant, label in ABLATIONS:
+        differences = data.differences(variant)
+        result[f"diff.{variant}"] = spread(differences, 2, "+")
+        result[f"label.{variant}"] = label
+    for name, variant in (("unet", UNET), ("n2n", NOISE2NOISE)):
+        result[f"diff.{name}"] = minus(f"{-mean(data.differences(variant)):.2f}")
+    result["diff.n2n.unet"] = spread(data.differences(NOISE2NOISE, base=UNET), 2, "+")
+    result["diff.clean.wide"] = gaps(data)
+    result["diff.batch"] = spread(data.differences("batch 8"), 2, "+")
+    result["diff.n2n.unet.original"] = f"{original['noise2noise']['psnr'] - original['unet']['psnr']:.2f}"
+    best = max(ADAM, key=lambda entry: mean(data.of(entry[0]).values()))
+    result["diff.muon.adam"] = spread([-value for value in data.differences(best[0])])
+    result["lr.adam.best"], result["lr.muon.best"] = f"{best[1]:g}", f"{best_of(data, MUON):g}"
+    result["draws"] = ", ".join(str(k) for _, k in DRAWS)
+    for variant, k in DRAWS:
+        result[f"draws.{k}"] = spread(data.of(variant).values())
+    result |= {
+        "pairs.base": count(BASE),
+        "pairs.few": count(min(PAIRS)),
+        "pairs.all": count(max(PAIRS)),
+        "n.base": str(data.seeds()),
+        "widths": ", ".join(str(width) for _, width in WIDTHS),
+        "diff.width 24": spread(data.differences("width 24"), 2, "+"),
+        "diff.noisy": spread([-value for value in data.differences("clean targets")], 2, "+"),
+        "diff.few": minus(f"{data.of('ours', min(PAIRS))[0] - data.of('ours')[0]:.2f}"),
+        "muon.edge": "the largest rate tried" if best_of(data, MUON) == MUON[-1][1] else "inside the range tried",
+        "adam.edge": "the largest rate tried" if best[1] == ADAM[-1][1] else "inside the range tried",
+        "diff.muon.best": spread(data.differences("Muon 8e-3"), 2, "+"),
+        "late.SiLU": spread(data.differences("SiLU", max(PAIRS)), 2, "+"),
+        "late.gates": spread(data.differences("gates", max(PAIRS)), 2, "+"),
+        "n.late": str(len(data.differences("SiLU", max(PAIRS)))),
+        "seeds.base": {2: "two", 3: "three"}.get(data.seeds(), str(data.seeds())),
+        "variants": count(len({row["variant"] for row in data.rows})),
+        "runs": count(len(data.rows)),
+        "hours": f"{sum(row['seconds'] for row in data.rows) / 3600:.1f}",
+        "few": f"{mean(data.of('ours', min(PAIRS)).values()):.2f}",
+        "all": spread(data.of("ours", max(PAIRS)).values()),
+        "all.ensemble": spread(data.of("ours", max(PAIRS), key="ensemble").values()),
+        "all.seconds": f"{data.of('ours', max(PAIRS), key='seconds')[0]:.0f}",
+        "all.clean": spread(data.of("clean targets", max(PAIRS)).values()),
+        "width.small": spread(data.of("width 24").values()),
+        "width.large": spread(data.of("width 64").values()),
+        "images": count(scores["images"]),
+        "input": f"{noise['psnr']:.2f}",
+        "pooled": f"{noise['psnr_pooled']:.2f}",
+        "shipped": f"{scores['passes_1'][0]:.2f}",
+        "shipped.ensemble": f"{scores['ensemble_1']:.2f}",
+        "shipped.worse": made_worse(scores, 1),
+        "passes.two": f"{scores['passes_1'][1]:.2f}",
+        "passes.five": f"{scores['passes_1'][4]:.2f}",
+        "published.single": f"{published(1)['single']:.2f}",
+        "published.ensemble": f"{published(1, 'ensemble')['ensemble']:.2f}",
+        "equal.pairs": count(field()["eight_thousand"]["pairs"]),
+        "original.epochs": str(original["epochs"]),
+        "original.lr": original["lr"],
+        "original.batch": str(original["batch"]),
+        "original.unet": f"{original['unet']['psnr']:.2f}",
+        "original.n2n": f"{original['noise2noise']['psnr']:.2f}",
+        "original.unet.minutes": f"{original['unet']['minutes']}",
+        "original.n2n.minutes": f"{original['noise2noise']['minutes']}",
+        "original.machines": original["machines"],
+        "original.pairs": original["pairs"],
+        "original.augmented": original["augmented"],
+        "shipped.parameters": millions(networks["shipped_1"]["parameters"]),
+        "ours.parameters": millions(networks["ours"]["parameters"]),
+    }
+    of_each = sorted(scores["of_each_1"])
+    result |= {
+        "best": f"{of_each[-1]:.1f}",
+        "median": f"{statistics.median(of_each):.1f}",
+        "worst": f"{of_each[0]:.1f}",
+    }
+    inputs = scores["input_of_each"]
+    result["with.input"] = f"{statistics.correlation(inputs, scores['of_each_1']):.2f}"
+    result |= picture_facts(known["pictures"], "project_1")
+    classics = known["classics"]
+    result["classics.images"] = count(classics["images"])
+    result["classics.best"] = f"{max(entry['psnr'] for entry in classic_rows(classics).values()):.2f}"
+    result["classics.ours"] = f"{classics['project 1']['psnr']:.2f}"
+    return result
+
+
+def noise_facts(noise, sampling):
+    neighbours, course = noise["neighbours"].values(), field()["noise"]
+    return {
+        "course.pairs": count(course["pairs"]),
+        "course.neighbours": error(course["neighbours"], 2),
+        "course.channels": " to ".join(f"{value:.2f}" for value in course["channels"]),
+        "course.input": f"{course['input']:.2f}",
+        "course.variance": f"{course['variance']:.4f}",
+        "noise.neighbours": f"{max(abs(value) for value, _ in neighbours):.3f}",
+        "noise.neighbours.error": f"{max(value for _, value in neighbours):.3f}",
+        "noise.channels.low": f"{min(value for value, _ in noise['channels'].values()):.2f}",
+        "noise.channels.high": f"{max(value for value, _ in noise['channels'].values()):.2f}",
+        "noise.mean": error(noise["mean_grey"], 2),
+        "noise.variance": f"{noise['variance']:.4f}",
+        "noise.flat": f"{noise['by_local_variance'][0][1]:.4f}",
+        "noise.busy": f"{noise['by_local_variance'][-1][1]:.3f}",
+        "noise.ratio": f"{noise['by_local_variance'][-1][1] / noise['by_local_variance'][0][1]:.0f}",
+        "noise.slope": f"{sampling['slope']:.2f}",
+        "noise.correlation": f"{sampling['correlation']:.2f}",
+        "noise.scenes": str(sampling["scenes"]),
+        "noise.draws": str(sampling["draws"]),
+        "noise.psnr.deviation": f"{noise['psnr_deviation']:.1f}",
+    }
+
+
+def made_worse(scores, project):
+    """The beginning of a sentence on the images that come out worse than they went in."""
+    worse, images = scores[f"made_worse_{project}"], f"of the {count(scores['images'])} images"
+    return f"Not one {images} comes" if worse == 0 else f"{count(worse)} {images} {'comes' if worse == 1 else 'come'}"
+
+
+def picture_facts(pictures, project):
+    result = {"scenes": count(pictures["scenes"])}
+    for place, values in pictures["psnr"].items():
+        result |= {f"{place}.noisy": f"{values['noisy']:.1f}", f"{place}.scene": f"{values[project]:.1f}"}
+    return result
+
+
+def gaps(data):
+    """Clean against noisy targets at every number of pairs where both were trained: smallest to largest."""
+    differences = [mean(found) for pairs in PAIRS if (found := data.differences("clean targets", pairs))]
+    return f"{min(differences):.2f} to {max(differences):.2f}"
+
+
+def best_of(data, variants, pairs=BASE):
+    return max(variants, key=lambda entry: mean(data.of(entry[0], pairs).values()))[1]
+
+
+def published(project, key="single"):
+    return max((row for row in field()["published"] if row["project"] == project and key in row), key=lambda r: r[key])
+
+
+def classic_rows(classics):
+    return {name: entry for name, entry in classics.items() if isinstance(entry, dict) and "best" in entry}
+
+
+def first_tables():
+    data, known = Trainings(1), measured()
+    networks, scores, original = known["networks"], known["scores"], field()["original"]
+
+    def trained(label, variant, pairs, size):
+        single, ensemble = (data.of(variant, pairs, key=key).values() for key in ("single", "ensemble"))
+        return [label, size, count(pairs), str(len(single)), spread(single), spread(ensemble)]
+
+    size = {name: millions(entry["parameters"]) for name, entry in networks.items() if isinstance(entry, dict)}
+    results = [
+        trained("original's U-Net", UNET, BASE, size["unet"]),
+        trained("original's Noise2Noise", NOISE2NOISE, BASE, size["noise2noise"]),
+        trained("ours", "ours", BASE, size["ours"]),
+        trained("ours, clean targets", "clean targets", BASE, size["ours"]),
+        trained("ours", "ours", max(PAIRS), size["ours"]),
+        trained("ours, clean targets", "clean targets", max(PAIRS), size["ours"]),
+        [
+            "ours, shipped",
+            size["shipped_1"],
+            "—",
+            "—",
+            f"{scores['passes_1'][0]:.2f}",
+            f"{scores['ensemble_1']:.2f}",
+        ],
+    ]
+    networks_rows = [
+        [label, millions(networks[key]["parameters"]), f"{networks[key]['multiply_adds'] / 1024 / 1000:.0f}"]
+        for label, key in (
+            ("original's U-Net", "unet"),
+            ("original's Noise2Noise net", "noise2noise"),
+            ("ours", "ours"),
+            ("ours, shipped", "shipped_1"),
+        )
+    ]
+    others = [
+        [
+            f"{row['who']}, {row['what']}",
+            f"{row['parameters']:.2f}",
+            *(f"{row[key]:.2f}" if key in row else "—" for key in ("single", "ensemble")),
+        ]
+        for row in field()["published"]
+        if row["project"] == 1
+    ]
+    return {
+        "results": results,
+        "networks": networks_rows,
+        "published": others,
+        "classics": classics_table(known["classics"]),
+        "original": original_table(data, known, original),
+        "settings": settings_table(data, max(PAIRS), SETTINGS),
+        "equal": [[row["who"], f"{row['psnr']:.2f}", str(row["seconds"])] for row in field()["eight_thousand"]["rows"]],
+    }
+
+
+CLASSIC_PARAMETERS = {
+    "median filter": ("size",),
+    "Gaussian filter": ("σ",),
+    "bilateral filter": ("σ of colour", "of space"),
+    "non-local means": ("patch", "h"),
+    "wavelet shrinkage": ("σ",),
+    "total variation": ("weight",),
+}
+
+
+def classics_table(classics):
+    found = [["noisy images", "—", f"{classics['input']:.2f}"]]
+    for name, entry in sorted(classic_rows(classics).items(), key=lambda item: item[1]["psnr"]):
+        best = entry["best"] if isinstance(entry["best"], list) else [entry["best"]]
+        settings = [f"{label} {value:g}" for label, value in zip(CLASSIC_PARAMETERS[name], best, strict=True)]
+        found.append([name, ", ".join(settings), f"{entry['psnr']:.2f}"])
+    mine = ("project 2", "the second report's network"), ("project 1", "ours, shipped, single pass")
+    return found + [[label, "—", f"{classics[name]['psnr']:.2f}"] for name, label in mine]
+
+
+def settings_table(data, pairs, variants):
+    """Settings of the recipe against ours, of those that were trained with so many pairs; empty without any."""
+    found = []
+    for variant in variants:
+        differences = data.differences(variant, pairs)
+        if differences:
+            found.append([variant, str(len(differences)), spread(differences, 3, "+")])
+    return found
+
+
+def original_table(data, known, original):
+    """What the original report chose or claimed, and what was found here."""
+
+    def to_ours(variant):
+        differences = data.differences(variant)
+        return f"{verdict(differences)}: {spread(differences, 2, '+')} dB"
+
+    scores = known["scores"]["passes_1"]
+    gap = original["noise2noise"]["psnr"] - original["unet"]["psnr"]
+    lost = " and ".join(minus(f"{mean(data.differences(variant)):.2f}") for variant in (UNET, NOISE2NOISE))
+    between = data.differences(NOISE2NOISE, base=UNET)
+    return [
+        [f"Noise2Noise over U-Net: {gap:.2f} dB", f"{verdict(between)}: {spread(between, 2, '+')} dB"],
+        [f"both with Adam at {original['lr']}", f"{lost} dB to ours, network and recipe together"],
+        ["constant learning rate", to_ours("constant rate")],
+        [f"batch {original['batch']}, not 16", to_ours("batch 8")],
+        ["flips, not equivariance", to_ours("not equivariant, flips alone")],
+        ["LeakyReLU, not ReLU", to_ours("leaky ReLU")],
+        ["inputs in [−0.5, 0.5], not four times that", to_ours("inputs x1")],
+        ["recursive evaluation", f"{scores[0]:.2f} dB after one pass, {scores[1]:.2f} after two"],
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- report 2
+
+SWEEP = 500  # pairs of the short trainings
+SHAPES = ("kernel 2", "kernel 6", "nearest upsampling", "64 / 128 channels", "no pixel swap", "no averaging")
+OURS_2 = "Muon 0.015"  # the default
+
+
+def sweep_rates(data):
+    """{optimiser: [(rate, [dB of each seed])]} of the short trainings."""
+    found = {}
+    for name in ("SGD", "momentum", "Adam", "Muon"):
+        rates = sorted(
+            {
+                float(v.split()[1])
+                for r in data.rows
+                if (v := r["variant"]).startswith(f"{name} ") and r["pairs"] == SWEEP and len(v.split()) == 2
+            }
+        )
+        found[name] = [(rate, list(data.of(f"{name} {rate:g}", SWEEP).values())) for rate in rates]
+    return {name: points for name, points in found.items() if points}
+
+
+def second_facts():
+    data, known = Trainings(2), measured()
+    scores, oracle, differences = known["scores"], known["oracle"], known["differences"]
+    rounding, bench, networks = known["rounding"], known["benchmark"], known["networks"]
+    result = {
+        "images": count(scores["images"]),
+        "input": f"{scores_input(scores):.2f}",
+        "shipped": f"{scores['passes_2'][0]:.2f}",
+        "shipped.ensemble": f"{scores['ensemble_2']:.2f}",
+        "shipped.worse": made_worse(scores, 2),
+        "passes.two": f"{scores['passes_2'][1]:.2f}",
+        "passes.five": f"{scores['passes_2'][4]:.2f}",
+        "parameters": millions(networks["shipped_2"]["parameters"]),
+        "multiply.adds": f"{networks['shipped_2']['multiply_adds'] / 1024 / 1000:.0f}",
+        "width": str(networks["shipped_2"]["architecture"]["width"]),
+        "deep": str(networks["shipped_2"]["architecture"]["deep_width"]),
+        "project1": f"{scores['passes_1'][0]:.2f}",
+        "published": f"{published(2)['single']:.2f}",
+        "published.who": published(2)["who"],
+        "submissions": str(field()["study"]["submissions"]),
+        "submissions.fail": str(field()["study"]["pass_allclose_not"]),
+        "oracle": count(oracle["configurations"]),
+        "oracle.error": scientific(max(oracle["largest_relative_error"].values())),
+        "derivatives": str(differences["derivatives"]),
+        "derivatives.error": scientific(max(entry["error"] for entry in differences["blocks"].values())),
+        "rounding.seeds": str(rounding["seeds"]),
+        "repeats": str(bench["repeats"]),
+        "batch": str(bench["batch"]),
+        "load": f"{bench['load']:.0f}",
+    }
+    result |= {f"rounding.{name.replace(' ', '.')}": str(value) for name, value in rounding["passed"].items()}
+    for name, entry in bench["blocks"].items():
+        result[f"ratio.{name}"] = f"{entry['together']:.2f}"
+    result["ratio.low"] = f"{min(entry['together'] for entry in bench['blocks'].values()):.2f}"
+    result["ratio.high"] = f"{max(entry['together'] for entry in bench['blocks'].values()):.2f}"
+    grown = [ratio for name in ("batch", "channel", "side") for _, ratio in bench[f"{name}_growth"]]
+    result["ratio.growth"] = f"{max(grown):.1f}"
+    result |= sweep_facts(data)
+    of_each = sorted(scores["of_each_2"])
+    result |= {
+        "best": f"{of_each[-1]:.1f}",
+        "median": f"{statistics.median(of_each):.1f}",
+        "worst": f"{of_each[0]:.1f}",
+    }
+    result |= picture_facts(known["pictures"], "project_2")
+    result["photo.cells"], result["photo.pixels"] = (str(known["photo"][key]) for key in ("cells", "pixels_of_a_cell"))
+    return result
+
+
+def scores_input(scores):
+    return mean(scores["input_of_each"])
+
+
+def sweep_facts(data):
+    result, rates = {"sweep.pairs": count(SWEEP)}, sweep_rates(data)
+    for name, points in rates.items():
+        rate, values = max(points, key=lambda point: mean(point[1]))
+        result |= {f"sweep.{name}": spread(values), f"sweep.{name}.rate": f"{rate:g}"}
+        result[f"sweep.{name}.edge"] = "at an edge" if rate in (points[0][0], points[-1][0]) else "inside"
+    counts = {len(values) for points in rates.values() for _, values in points}
+    result["sweep.seeds"] = "two" if counts == {2} else "one or two" if counts == {1, 2} else "one"
+    result["momentum"] = str(next(r["recipe"]["momentum"] for r in data.rows if r["variant"].startswith("momentum ")))
+    result["sweep.low"], result["sweep.high"] = sweep_gain(rates)
+    return result
+
+
+def sweep_gain(rates):
+    """dB that Muon's best is above the others' best: smallest and largest."""
+    best = {name: max(mean(values) for _, values in points) for name, points in rates.items()}
+    gains = [best["Muon"] - value for name, value in best.items() if name != "Muon"]
+    return f"{min(gains):.2f}", f"{max(gains):.2f}"
+
+
+def second_tables():
+    data, known = Trainings(2), measured()
+    rounding, bench = known["rounding"], known["benchmark"]
+    shapes = []
+    for variant in SHAPES:
+        differences = data.differences(variant, SWEEP, OURS_2)
+        if differences:
+            row = next(row for row in data.rows if row["variant"] == variant and row["pairs"] == SWEEP)
+            cost = f"{row['multiply_adds'] / 1024 / 1000:.0f}"
+            shapes.append([variant, millions(row["parameters"]), cost, spread(differences, 2, "+")])
+    scores = known["scores"]
+    mine = known["networks"]["shipped_2"]
+    results = [
+        [f"{row['who']}, {row['what']}", "—", f"{row['single']:.2f}"]
+        for row in field()["published"]
+        if row["project"] == 2
+    ]
+    results += [["ours, shipped weights", millions(mine["parameters"]), f"{scores['passes_2'][0]:.2f}"]]
+    results += [["the same, self-ensemble", millions(mine["parameters"]), f"{scores['ensemble_2']:.2f}"]]
+    for pairs in sorted({row["pairs"] for row in data.rows if row["variant"] == "ours"}):
+        values = data.of("ours", pairs).values()
+        results.append(
+            [f"ours, fresh, {count(pairs)} pairs, n = {len(values)}", millions(mine["parameters"]), spread(values)]
+        )
+    return {
+        "results": results,
+        "shapes": shapes,
+        "settings": [
+            [*row[:1], count(pairs), *row[1:]]
+            for pairs in sorted({row["pairs"] for row in data.rows if row["variant"] == "ours"})
+            for row in settings_table(data, pairs, SETTINGS)
+        ],
+        "differences": [
+            [name, str(entry["derivatives"]), scientific(entry["error"])]
+            for name, entry in known["differences"]["blocks"].items()
+        ],
+        "rounding": [
+            [name, *(f"{part} of {values[0]}" for part in values[1:])] for name, values in rounding["groups"].items()
+        ],
+        "benchmark": [
+            [name, *(f"{entry[part]:.2f}" for part in ("forward", "backward", "together"))]
+            for name, entry in bench["blocks"].items()
+        ],
+    }
+
+
+def facts(number):
+    return {1: first_facts, 2: second_facts}[number]()
+
+
+def tables(number):
+    return {1: first_tables, 2: second_tables}[number]()
+
+
+# ---------------------------------------------------------------------------------------------- README
+
+
+def readme_table():
+    """The Markdown between the README's two markers."""
+    data, known = Trainings(1), measured()
+    scores, noise = known["scores"], known["noise"]
+    ours = {key: list(data.of("ours", max(PAIRS), key=key).values()) for key in ("single", "ensemble")}
+    fresh = f"ours, fresh, one epoch of {count(max(PAIRS))} pairs, n = {len(ours['single'])}"
+    lines = [
+        f"| on {count(scores['images'])} validation images (noisy: {noise['psnr']:.2f} dB) "
+        "| single pass | self-ensemble |",
+        "|---|---|---|",
+        f"| **project 1**: ours, shipped weights | {scores['passes_1'][0]:.2f} dB | {scores['ensemble_1']:.2f} dB |",
+        f"| {fresh} | {spread(ours['single'])} dB | {spread(ours['ensemble'])} dB |",
+        *published_lines(1),
+        f"| **project 2**: ours, shipped weights | {scores['passes_2'][0]:.2f} dB | {scores['ensemble_2']:.2f} dB |",
+        *fresh_lines(Trainings(2)),
+        *published_lines(2),
+    ]
+    return "\n".join(lines)
+
+
+def fresh_lines(data):
+    """The training of project 2 with most pairs, where one is recorded."""
+    pairs = max((row["pairs"] for row in data.rows if row["variant"] == "ours"), default=0)
+    single, ensemble = (list(data.of("ours", pairs, key=key).values()) for key in ("single", "ensemble"))
+    if not single:
+        return []
+    name = f"ours, fresh, one epoch of {count(pairs)} pairs, n = {len(single)}"
+    return [f"| {name} | {spread(single)} dB | {spread(ensemble)} dB |"]
+
+
+def published_lines(project):
+    found = [published(project)] + ([published(project, "ensemble")] if project == 1 else [])
+    return [
+        f"| best published ({row['who']}, {row['what']}) | "
+        + " | ".join(f"{row[key]:.2f} dB" if key in row else "" for key in ("single", "ensemble"))
+        + " |"
+        for row in found
+    ]
