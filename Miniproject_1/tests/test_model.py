@@ -106,15 +106,16 @@ def test_tiles_change_next_to_nothing(trained, monkeypatch):
     assert difference.mean() < 0.1 and difference.max() < 5  # grey values, where the noise has 25
 
 
-def test_shipped_network_sees_no_farther_than_the_margin():
+@pytest.mark.parametrize("weights", sorted(path.name for path in project.PRETRAINED.parent.glob("*.pth")))
+def test_shipped_networks_see_no_farther_than_the_margin(weights):
     """A pixel's influence ends within MARGIN, but for the gates: a network of the shipped depth spreads one dot."""
-    sizes = project.read_weights(project.PRETRAINED)["sizes"] | {"width": 8}
+    sizes = project.read_weights(project.PRETRAINED.with_name(weights))["sizes"] | {"width": 8}
     network = Model(**sizes).network.double()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.fill_(1.0 if parameter.ndim == 4 and "gate" not in name else 0)  # no path is rounded away
-        for at in (60, 61):
-            dot = torch.full((1, 3, 120, 120), 0.5, dtype=torch.float64)
+        for at in range(60, 64):
+            dot = torch.full((1, 3, 128, 128), 0.5, dtype=torch.float64)
             dot[:, :, at, at] = 1.0
             changed = (network(dot) != 0.5).any(1)[0].nonzero()
             assert 20 < (changed - at).abs().max().item() <= project.MARGIN
