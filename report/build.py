@@ -1,4 +1,4 @@
-"""Builds everything from the records: figures, tables, both PDFs, the README's table.
+"""Builds everything from the records: figures, tables, both PDFs, the README's table and picture.
 
     python -m report.build            # seconds; needs typst and matplotlib: pip install .[report]
     python -m report.build --pages D  # also every page as D/Report_1-1.png, to look at

@@ -1,7 +1,7 @@
 # ruff: noqa: RUF001 (minus and multiplication signs are meant)
 """The figures of both reports, from the records: vector, a column or a page wide, readable in grey.
 
-    draw_all(folder)    writes every figure as SVG; needs matplotlib
+draw_all(folder)    writes every figure as SVG, and the README's picture as PNG; needs matplotlib
 """
 
 from pathlib import Path
@@ -345,7 +345,7 @@ FIGURES = {
 
 
 def draw_all(folder):
-    """Writes the figures into `folder`; returns the paths."""
+    """Writes the figures into `folder` and the README's picture beside it; returns the paths."""
     folder = Path(folder)
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{name}.svg" for name in FIGURES]
@@ -353,4 +353,7 @@ def draw_all(folder):
         figure = draw()
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)
-    return paths
+    figure = photo(("noisy", "project_1", "clean"), ("noisy", "denoised", "clean"), 9, 3.45, 11)
+    figure.savefig(folder.parent / "picture.png", dpi=100, metadata={"Software": None})
+    plt.close(figure)
+    return [*paths, folder.parent / "picture.png"]

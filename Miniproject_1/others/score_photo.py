@@ -1,0 +1,184 @@
+"""What weights do to noisy photographs, and how long they take.
+
+    python -m Miniproject_1.others.score_photo score PHOTOS --names cbsd68.txt --pairs polyu [--json FILE]
+    python -m Miniproject_1.others.score_photo time
+
+`score` adds Gaussian noise to the named photographs, neither clipped nor rounded, as is usual for CBSD68, and takes
+pairs of one noisy picture, `*_real.*`, and the mean of many shots, `*_mean.*`, as they are. PSNR is the mean over
+images of each one's PSNR in [0, 255]; predictions are not rounded. The last column counts the images whose PSNR the
+single pass lowers.
+
+`time` runs one picture through the weights and through a stand-in for FFDNet (K. Zhang, W. Zuo, L. Zhang, "FFDNet:
+Toward a fast and flexible solution for CNN-based image denoising", TIP 2018) of random weights, in turns.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from Miniproject_1.model import Model
+from Miniproject_1.others.data import (
+    check_writable,
+    load_photo,
+    photo_files,
+    plain_errors,
+    positive,
+    psnr_of_each,
+    summary,
+)
+
+PHOTOMODEL = Path(__file__).resolve().parents[1] / "photomodel.pth"
+LEVELS = (15.0, 25.0, 50.0)  # standard deviations in grey values, as the literature has them
+SEED = 0  # of the noise: the same for every file of weights
+
+
+# ---------------------------------------------------------------------------------------------- scores
+
+
+def with_gaussian_noise(photos, level, seed=SEED):
+    """(noisy, clean) of each photo, float32 (1, 3, H, W); neither clipped nor rounded."""
+    generator = torch.Generator().manual_seed(seed)
+    for photo in photos:
+        clean = photo[None].float()
+        yield clean + level * torch.randn(clean.shape, generator=generator), clean
+
+
+def real_pairs(folder):
+    """(noisy, mean of many shots) of each scene of a folder, float32 (1, 3, H, W); ValueError where one is missing."""
+    files = photo_files(folder)
+    noisy = [path for path in files if path.stem.endswith("_real")]
+    if not noisy:
+        raise ValueError(f"no pair in {str(folder)!r}: expected files *_real.* and *_mean.*")
+    for path in noisy:
+        mean = path.with_name(f"{path.stem.removesuffix('_real')}_mean{path.suffix}")
+        if not mean.exists():
+            raise ValueError(f"{path.name} has no {mean.name} beside it")
+        yield load_photo(path)[None].float(), load_photo(mean)[None].float()
+
+
+def scored(model, pairs, ensemble=False):
+    """Per image the PSNR in dB before and after: {'noisy': [..], 'single': [..]}, and 'ensemble' where asked for."""
+    scores = {"noisy": [], "single": []} | ({"ensemble": []} if ensemble else {})
+    for noisy, clean in pairs:
+        scores["noisy"].append(psnr_of_each(noisy, clean).item())
+        scores["single"].append(psnr_of_each(model.predict(noisy, ensemble=False), clean).item())
+        if ensemble:
+            scores["ensemble"].append(psnr_of_each(model.predict(noisy, ensemble=True), clean).item())
+    return scores
+
+
+def row(name, scores):
+    """One line of the table, of means over images."""
+    means = {way: sum(values) / len(values) for way, values in scores.items()}
+    worse = sum(after < before for before, after in zip(scores["noisy"], scores["single"], strict=True))
+    ensemble = f"{means['ensemble']:.2f}" if "ensemble" in means else ""
+    return f"| {name} | {len(scores['noisy'])} | {means['noisy']:.2f} | {means['single']:.2f} | {ensemble} | {worse} |"
+
+
+def conditions(options):
+    """(name, pairs of noisy and clean) of every row that is asked for."""
+    if options.photos:
+        names = set(options.names.read_text().split()) if options.names else None
+        files = [path for path in photo_files(options.photos) if names is None or path.name in names]
+        photos = [load_photo(path) for path in files[: options.first]]
+        for level in options.levels:
+            yield f"Gaussian {level:g}", with_gaussian_noise(photos, level)
+    if options.pairs:
+        yield "real pairs", real_pairs(options.pairs)
+
+
+def score(options):
+    model = Model()
+    model.load(options.weights)
+    print("| noise | images | noisy | single pass | self-ensemble | made worse |\n" + 6 * "|---" + "|")
+    table = {}
+    for name, pairs in conditions(options):
+        table[name] = scored(model, pairs, options.ensemble)
+        print(row(name, table[name]), flush=True)
+    return {"weights": options.weights.name, "pairs_seen": model.pairs_seen, "seed": SEED, "psnr": table}
+
+
+# ---------------------------------------------------------------------------------------------- time
+
+
+class FFDNetStandIn(nn.Sequential):
+    """As many multiply-adds as FFDNet for colour: 12 convolutions of 96 features at half resolution; random weights."""
+
+    def __init__(self, width=96, convolutions=12):
+        sizes = [12 + 3, *[width] * (convolutions - 1), 12]  # the noise level comes in as three further channels
+        layers = [nn.Conv2d(*pair, 3, padding=1) for pair in itertools.pairwise(sizes)]
+        active = [module for layer in layers[:-1] for module in (layer, nn.ReLU(inplace=True))]
+        super().__init__(*active, layers[-1])
+
+    def forward(self, images):  # (B, 3, H, W), H and W even
+        half = nn.functional.pixel_unshuffle(images, 2)
+        level = torch.full_like(half[:, :3], 25 / 255)
+        return nn.functional.pixel_shuffle(super().forward(torch.cat([half, level], 1)), 2)
+
+
+@torch.no_grad()
+def time_both(options):
+    """Seconds a megapixel, the least of several turns; each picture goes through in one piece, on the CPU."""
+    model = Model(device="cpu")
+    model.load(options.weights)
+    picture = torch.rand(1, 3, options.side, options.side)
+    stand_in = FFDNetStandIn().to(memory_format=torch.channels_last)
+    runs = {
+        options.weights.name: lambda: model.predict(picture * 255, ensemble=False),
+        "FFDNet stand-in": lambda: stand_in(picture.contiguous(memory_format=torch.channels_last)),
+    }
+    seconds = {name: [] for name in runs}
+    for _ in range(options.turns):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+    result = {name: min(values) / (options.side**2 / 1e6) for name, values in seconds.items()}
+    for name, value in result.items():
+        print(f"{name}: {value:.2f} s a megapixel on {torch.get_num_threads()} threads, the least of {options.turns}")
+    return {"seconds_per_megapixel": result, "threads": torch.get_num_threads(), "side": options.side}
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(description=summary(__doc__))
+    commands = parser.add_subparsers(dest="command", required=True)
+    quality = commands.add_parser("score", help="PSNR with added noise and on real pairs")
+    quality.add_argument("photos", type=Path, nargs="?", help="folder of clean photographs to add noise to")
+    quality.add_argument("--names", type=Path, help="text file of the names to take, one a line; default: all")
+    quality.add_argument("--levels", type=float, nargs="+", default=LEVELS, help="of the noise, in grey values")
+    quality.add_argument("--first", type=positive, help="take only so many photographs")
+    quality.add_argument("--pairs", type=Path, help="folder of real pairs, *_real.* and *_mean.*")
+    quality.add_argument("--ensemble", action="store_true", help="also with self-ensemble")
+    speed = commands.add_parser("time", help="seconds a megapixel beside a stand-in for FFDNet")
+    speed.add_argument("--side", type=positive, default=768, help="pixels of the square picture")
+    speed.add_argument("--turns", type=positive, default=5)
+    for command in (quality, speed):
+        command.add_argument("--weights", type=Path, default=PHOTOMODEL, help="default: photomodel.pth")
+        command.add_argument("--json", type=Path, help="file to write the numbers to, those of each image included")
+    return parser.parse_args(arguments)
+
+
+def run(options):
+    if options.json:
+        check_writable(options.json)
+    result = score(options) if options.command == "score" else time_both(options)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        temporary = options.json.with_name(options.json.name + ".tmp")
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.replace(options.json)
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    with plain_errors("score_photo.py"):
+        run(options)
+
+
+if __name__ == "__main__":
+    main()
