@@ -1,7 +1,7 @@
 """Finds out what the score depends on: trains named variants of recipe, network and data, each on its own.
 
     python -m Miniproject_1.others.experiments run PHOTOS --validate val_data.pkl --seeds 0 1 2 --out results.jsonl
-    python -m Miniproject_1.others.experiments table Miniproject_1/others/results.jsonl
+    python -m Miniproject_1.others.experiments table report/results/project_1.jsonl
 
 The pairs are drawn from a folder of photographs. One seed draws the same pairs for every variant, but for those of the
 data. Every run appends one line of JSON; a run whose line the file already holds is not repeated. Several `--pairs`
