@@ -15,7 +15,8 @@ The shipped weights come from one run with the settings and the mixture as they 
 million pixels, 35 minutes on one core. Its first 800 steps followed a schedule of 4,000.
 
 They give, in a single pass, 33.26, 30.49 and 26.71 dB on CBSD68 (68 images) with Gaussian noise of 15, 25 and 50, and
-38.32 dB where 20 real pictures have 36.02. Pictures with hardly any noise lose detail: at a level of 2, 42.1 dB become 40.1.
+38.32 dB where 20 real pictures have 36.02. Pictures with hardly any noise lose detail: at a level of 2, 42.1 dB
+become 40.1.
 """
 
 import argparse
