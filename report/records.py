@@ -589,8 +589,29 @@ def readme_table():
         f"| **project 2**: ours, shipped weights | {scores['passes_2'][0]:.2f} dB | {scores['ensemble_2']:.2f} dB |",
         *fresh_lines(Trainings(2)),
         *published_lines(2),
+        *photo_lines(),
     ]
     return "\n".join(lines)
+
+
+def photo_lines():
+    """A second table, of the weights for photographs, where their scores are recorded."""
+    path = RESULTS / "photo.json"
+    if not path.exists():
+        return []
+    record = json.loads(path.read_text())
+    names, scores = list(record["psnr"]), list(record["psnr"].values())
+    columns = [f"{name}, n = {len(score['noisy'])}" for name, score in zip(names, scores, strict=True)]
+    rows = {
+        "noisy": [statistics.mean(score["noisy"]) for score in scores],
+        "**ours, `photomodel.pth`, blind**, single pass": [statistics.mean(score["single"]) for score in scores],
+        **record["peers"],
+    }
+    lines = ["", f"| photographs, dB | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, values in rows.items():
+        cells = [f"{value:.2f}" for value in values] + [""] * (len(columns) - len(values))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def fresh_lines(data):
