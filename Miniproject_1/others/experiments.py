@@ -331,6 +331,8 @@ def read_results(path):
     """The rows of a file of results, dicts that hold KEYS at least. ValueError names a line that is damaged."""
     rows = []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        if not line.strip():  # two runs that both ended the line of a third leave one
+            continue
         try:
             row = json.loads(line)
             if not isinstance(row["variant"], str) or not all(isinstance(row[key], int | float) for key in KEYS[1:]):

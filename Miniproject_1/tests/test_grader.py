@@ -189,7 +189,11 @@ def grader():
 
 # A GPU that torch sees and has no kernels for: whoever touches it fails.
 UNUSABLE_GPU = """
-import torch
+import warnings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+    import torch
 
 def fail(*_):
     raise RuntimeError("no kernel image is available for execution on the device")
