@@ -34,9 +34,11 @@ import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import nn
+with warnings.catch_warnings():  # nothing here needs NumPy, and torch would warn without it
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
 
 FORMAT = "noise2noise weights 2"  # first entry of a weights file
 PRETRAINED = Path(__file__).resolve().parent / "bestmodel.pth"

@@ -212,7 +212,13 @@ def test_interrupted_it_leaves_whole_files_only(tmp_path, identity, sent, status
         write(tmp_path / "in" / f"{number:02}.png", size=(400, 300), seed=number)
     command = [sys.executable, "-m", "Miniproject_1", "denoise", f"{tmp_path}/in", "-o", f"{tmp_path}/out"]
     command += ["--weights", str(identity), "--compare", f"{tmp_path}/page.html"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     out, until = tmp_path / "out", time.monotonic() + 300
     while time.monotonic() < until and not (out.exists() and len(list(out.glob("*.png"))) >= 3):
         time.sleep(0.01)

