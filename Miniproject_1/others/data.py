@@ -90,7 +90,7 @@ def cell_means(picture, crops):
 
 
 def _cell_sums(picture, rows, columns):
-    """Sums over the cells of one crop, int64 (C, S, S), one row of cells at a time, so that large photos need little memory."""
+    """Sums over the cells of one crop, int64 (C, S, S), one row of cells at a time to save memory."""
     first, last = columns[0].item(), columns[-1].item()
     strips = [picture[:, top:bottom, first:last].sum(1) for top, bottom in itertools.pairwise(rows.tolist())]
     totals = F.pad(torch.stack(strips, dim=1).cumsum(2), (1, 0))  # (C, S, side + 1), up to each column
