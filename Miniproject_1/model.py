@@ -24,6 +24,7 @@ size of its step, J. Liu et al., "Muon is Scalable for LLM Training", 2025, sect
 al., "Seven ways to improve example-based single image super resolution", CVPR 2016, section 3.
 """
 
+import contextlib
 import functools
 import inspect
 import math
@@ -64,6 +65,10 @@ class Recipe:
             raise ValueError(f"Recipe needs a batch_size of at least 1 and an ema_decay in [0, 1); got {self}")
         if min(self.muon_lr, self.adam_lr) < 0 or (self.variance_floor is not None and self.variance_floor <= 0):
             raise ValueError(f"Recipe needs rates of at least 0 and a variance_floor above 0; got {self}")
+
+    def decided(self, noise):
+        """The recipe for pairs with a `PairNoise`: whether their pixels are swapped is no longer open."""
+        return self if self.swap_pixels is not None else replace(self, swap_pixels=noise.exchangeable)
 
 
 REPORT_RECIPE = Recipe(  # what the report that started this project trained its two networks with
@@ -757,6 +762,17 @@ class Training:
         with torch.no_grad():
             torch._foreach_copy_(self.parameters, self.ema)
 
+    @contextlib.contextmanager
+    def averaged(self):
+        """The network has its averaged weights meanwhile, and goes on with its own."""
+        own = [p.detach().clone() for p in self.parameters]
+        self.finish()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, own)
+
     def state_dict(self):
         """Plain tensors and numbers; hand it to `load_state_dict` of a `Training` of the same network and recipe."""
         return {
@@ -775,6 +791,20 @@ class Training:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.generator.set_state(state["generator"])
+
+
+def batch_size_and_peak(pairs, epochs, recipe, pairs_seen):
+    """Patches a step, and the share of the recipe's rates that the schedule reaches, of so many epochs of `Pairs`.
+
+    As many patches as the recipe's batch has pixels, fewer where there are few to learn from: the rate falls with the
+    root of the pixels, and with the pairs that the weights have seen before.
+    """
+    pixels = math.prod(pairs.patch)
+    full = max(1, recipe.batch_size * 32 * 32 // pixels)
+    few = int(len(pairs) * epochs) // max(1, recipe.min_steps)
+    batch_size = min(full, max(1, few), len(pairs))
+    peak = math.sqrt(min(1, batch_size * pixels / (recipe.batch_size * 32 * 32)))
+    return batch_size, peak / math.sqrt(1 + pairs_seen / LR_DECAY_PAIRS)
 
 
 def keep_freed_memory():
@@ -1065,14 +1095,10 @@ class Model:
         check_pairs(noisy_a, noisy_b, self.in_channels)
         self.noise = measure_noise(noisy_a, noisy_b.to(noisy_a.device))
         warn_of_offset(self.noise)
-        recipe = self.recipe
-        if recipe.swap_pixels is None:
-            recipe = replace(recipe, swap_pixels=self.noise.exchangeable)
+        recipe = self.recipe.decided(self.noise)
         pairs = Pairs(noisy_a, noisy_b, self.device)
         training = Training(self.network, recipe, self.seed + self.pairs_seen)
-        batch_size = self._batch_size(pairs, epochs)
-        peak = math.sqrt(min(1, batch_size * math.prod(pairs.patch) / (recipe.batch_size * 32 * 32)))
-        peak /= math.sqrt(1 + self.pairs_seen / LR_DECAY_PAIRS)
+        batch_size, peak = batch_size_and_peak(pairs, epochs, recipe, self.pairs_seen)
         steps = epochs * math.ceil(len(pairs) / batch_size)
         try:
             while training.steps < steps:
@@ -1086,12 +1112,6 @@ class Model:
                         progress(training.steps, steps, loss)
         finally:
             training.finish()
-
-    def _batch_size(self, pairs, epochs):
-        """As many patches as the recipe's batch has pixels, fewer where there are few to learn from."""
-        full = max(1, self.recipe.batch_size * 32 * 32 // math.prod(pairs.patch))
-        few = len(pairs) * epochs // max(1, self.recipe.min_steps)
-        return min(full, max(1, few), len(pairs))
 
     @in_own_mode
     def predict(self, images, ensemble=None):

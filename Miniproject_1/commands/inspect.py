@@ -343,10 +343,6 @@ def on_gain(first, second, levels, try_weights, device):
     return Finding("gain", values, FINE, text + "Trained on many such pairs, expect that or more.")
 
 
-def finite(value, digits):
-    return round(value, digits) if math.isfinite(value) else None
-
-
 def run(options):
     pairs = open_pairs(options.first, options.second, options.max_megapixels)
     findings = inspect_pairs(pairs, not options.no_weights, options.device)

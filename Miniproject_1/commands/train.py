@@ -12,13 +12,11 @@ WEIGHTS always holds the averaged weights of the last epoch. WEIGHTS.checkpoint,
 --resume needs to go on as if nothing had happened, to the last bit on the same machine.
 """
 
-import contextlib
 import copy
 import itertools
 import math
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,13 +27,12 @@ from Miniproject_1.commands.inspect import FINE, fit, inspect_pairs, say
 from Miniproject_1.commands.pairs import PAIRS_HELP, Stack, add_pairs, open_pairs
 from Miniproject_1.commands.progress import progress_bar
 from Miniproject_1.commands.weights import PURPOSES, add_device, load_model
-from Miniproject_1.model import Model, Pairs, Training, lr_factor, measure_noise, save_atomically
+from Miniproject_1.model import Model, Pairs, Training, batch_size_and_peak, lr_factor, measure_noise, save_atomically
 
 SQUARE = 128  # pixels a side: large pictures are cut into such squares
 HELD_SHARE, HELD_MOST = 20, 128  # one square of so many, and at most so many, are not learnt from
 TIMED = 20  # steps whose time tells how many fit into --minutes
 CHECKPOINT_SECONDS = 300  # between two checkpoints, at most, beside those after each epoch
-LR_DECAY_PAIRS = 50_000  # as in `Model.train`: weights that have seen many pairs start at a lower rate
 VALIDATED = 100  # pictures, at most
 
 
@@ -111,21 +108,16 @@ class Run:
     def __init__(self, model, learnt, seed):
         self.model, self.start = model, model.pairs_seen
         model.noise = measure_noise(learnt.first, learnt.second)
-        recipe = model.recipe
-        if recipe.swap_pixels is None:
-            recipe = replace(recipe, swap_pixels=model.noise.exchangeable)
+        recipe = model.recipe.decided(model.noise)
         self.pairs = Pairs(learnt.first, learnt.second, model.device)
         self.training = Training(model.network, recipe, seed + model.pairs_seen)
         self.steps, self.place, self.losses, self.order, self.epoch = None, 0, [], None, 0
 
     def plan(self, epochs):
         """Chooses the batch size and the rates for so many passes, as `Model.train` does."""
-        recipe, count, pixels = self.training.recipe, len(self.pairs), math.prod(self.pairs.patch)
-        full = max(1, recipe.batch_size * 32 * 32 // pixels)
-        self.batch_size = min(full, max(1, int(count * epochs) // max(1, recipe.min_steps)), count)
-        self.peak = math.sqrt(min(1, self.batch_size * pixels / (recipe.batch_size * 32 * 32)))
-        self.peak /= math.sqrt(1 + self.start / LR_DECAY_PAIRS)
-        self.steps = max(1, round(epochs * math.ceil(count / self.batch_size)))
+        plan = batch_size_and_peak(self.pairs, epochs, self.training.recipe, self.start)
+        self.batch_size, self.peak = plan
+        self.steps = max(1, round(epochs * self.steps_an_epoch))
 
     def plan_minutes(self, minutes):
         """As many steps as fit into the time, by the median of a few, which are undone."""
@@ -162,17 +154,6 @@ class Run:
     def mean_loss(self):
         mean, self.losses = torch.stack(self.losses).mean().item(), []
         return mean
-
-    @contextlib.contextmanager
-    def averaged(self):
-        """The network has its averaged weights meanwhile."""
-        own = [parameter.detach().clone() for parameter in self.training.parameters]
-        self.training.finish()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self.training.parameters, own)
 
     def state_dict(self, key):
         names = ("steps", "place", "epoch", "start", "batch_size", "peak")
@@ -298,7 +279,7 @@ def learn(training, options, checkpoint, key, report):
             ended = training.step()
             bar.next()
             if ended:
-                with training.averaged():
+                with training.training.averaged():
                     line = report(time.monotonic() - began)
                     training.model.save(options.out)
                 if not options.quiet:

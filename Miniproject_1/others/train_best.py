@@ -153,20 +153,11 @@ def train_round(model, training, photos, number, options):
     return torch.stack(losses).mean().item()
 
 
-def write_averaged(model, training, path):
-    """Writes the averaged weights; the network itself keeps its own."""
-    own = [p.detach().clone() for p in training.parameters]
-    training.finish()
-    model.save(path)
-    with torch.no_grad():
-        torch._foreach_copy_(training.parameters, own)
-
-
-def report(path, validation):
+def report(path, validation, model_class=Model):
     """PSNR of a weights file in dB, single pass; nan without validation data."""
     if validation is None:
         return float("nan")
-    model = Model()
+    model = model_class()
     model.load(path)
     return psnr(model.predict(validation[0], ensemble=False), validation[1])
 
@@ -199,7 +190,8 @@ def train(options, validation):
         began = time.monotonic()
         loss = train_round(model, training, photos, number, options)
         model.pairs_seen = start + (number + 1) * options.round
-        write_averaged(model, training, options.out)
+        with training.averaged():
+            model.save(options.out)
         save_atomically({"training": training.state_dict(), "round": number + 1, "start": start}, checkpoint)
         decibels = report(options.out, validation)
         seconds = time.monotonic() - began

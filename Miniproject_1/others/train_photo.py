@@ -32,7 +32,6 @@ import torch.nn.functional as F
 from Miniproject_1.model import Model, Recipe, Training, lr_factor, save_atomically
 from Miniproject_1.others.data import check_writable, load_photo, photo_files, plain_errors, positive, summary, tell
 from Miniproject_1.others.photo_noise import Mixture, noisy_and_mean, uniform
-from Miniproject_1.others.train_best import write_averaged
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,8 @@ def train(patches, settings, mixture, out, *, start=None, every=250, limit=None)
         began, count = time.monotonic(), min(every, last - training.steps)
         loss = learn(training, patches, settings, mixture, count)
         model.pairs_seen = seen_before + training.steps * settings.batch_size
-        write_averaged(model, training, out)
+        with training.averaged():
+            model.save(out)
         save_atomically({"training": training.state_dict(), **recorded(settings, mixture)}, checkpoint)
         seconds = time.monotonic() - began
         pixels = count * settings.batch_size * settings.patch**2

@@ -10,8 +10,8 @@ rises, stays and falls to zero over the last part of the pairs. `new.pth` always
 import time
 
 from Miniproject_1.model import save_atomically
-from Miniproject_1.others.data import check_writable, load_photos, plain_errors, psnr, read_pairs
-from Miniproject_1.others.train_best import draw_round, exchangeable, resume, shared_parser
+from Miniproject_1.others.data import check_writable, load_photos, plain_errors, read_pairs
+from Miniproject_1.others.train_best import draw_round, exchangeable, report, resume, shared_parser
 from Miniproject_2.model import Model, Pairs, Recipe, Training, copy_all
 
 EMA_STEPS = 1_000
@@ -50,15 +50,6 @@ def write_averaged(model, training, path):
     copy_all(training.parameters, own)
 
 
-def report(path, validation):
-    """PSNR of a weights file in dB, single pass; nan without validation data."""
-    if validation is None:
-        return float("nan")
-    model = Model()
-    model.load(path)
-    return psnr(model.predict(validation[0], ensemble=False), validation[1])
-
-
 def train(options, validation):
     """Runs the rounds that are not done yet; after each, writes weights and checkpoint and prints a line."""
     checkpoint = options.out.with_name(options.out.name + ".checkpoint")
@@ -76,7 +67,7 @@ def train(options, validation):
         model.pairs_seen = start + (number + 1) * options.round
         write_averaged(model, training, options.out)
         save_atomically({"training": training.state_dict(), "round": number + 1, "start": start}, checkpoint)
-        decibels = report(options.out, validation)
+        decibels = report(options.out, validation, Model)
         seconds = time.monotonic() - began
         print(f"{model.pairs_seen} pairs, loss {loss:.5f}, {decibels:.3f} dB, {seconds:.0f} s", flush=True)
 
