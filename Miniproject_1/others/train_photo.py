@@ -29,9 +29,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from Miniproject_1.model import Model, Recipe, Training, lr_factor, save_atomically
+from Miniproject_1.model import Model, Recipe, Training, lr_factor, read_weights, save_atomically
 from Miniproject_1.others.data import check_writable, load_photo, photo_files, plain_errors, positive, summary, tell
 from Miniproject_1.others.photo_noise import Mixture, noisy_and_mean, uniform
+from Miniproject_1.others.train_best import grow
 
 
 @dataclass(frozen=True)
@@ -164,14 +165,20 @@ def recorded(settings, mixture):
 
 
 def make_model(settings, start=None):
-    """A fresh model, or that of a weights file; ValueError where its network is another than the settings say."""
+    """A fresh model, or that of a weights file; blocks that its network lacks begin as the identity.
+
+    ValueError where the network of the file does not fit into that of the settings.
+    """
     sizes = {name: getattr(settings, name) for name in ("width", "levels", "blocks", "inner_blocks")}
     model = Model(recipe=settings.recipe(), seed=settings.seed, **sizes)
     if start is not None:
-        expected = model.name, model.sizes
-        model.load(start)
-        if (model.name, model.sizes) != expected:
-            raise ValueError(f"{start.name} has a network of {model.sizes}; the settings ask for {expected[1]}")
+        state = read_weights(start)
+        try:
+            grow(model.network, state["weights"])
+        except RuntimeError as error:
+            theirs = state["sizes"]
+            raise ValueError(f"{start.name} has a network of {theirs}, not to be grown to {model.sizes}") from error
+        model.pairs_seen = state["pairs_seen"]
     return model
 
 
@@ -216,7 +223,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--leave-out", type=Path, help="text file of names of photographs not to learn from, one a line"
     )
-    parser.add_argument("--start", type=Path, help="weights to begin with; default: fresh ones")
+    parser.add_argument("--start", type=Path, help="weights to begin with, of as many blocks or fewer")
     parser.add_argument("--every", type=positive, default=250, help="steps between two checkpoints")
     for kind in (Settings, Mixture):
         for field in dataclasses.fields(kind):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from Miniproject_1.model import Model
+from Miniproject_1.model import Model
 from Miniproject_1.others import train_photo
 from Miniproject_1.others.data import load_photo, psnr, render_scene
 from Miniproject_1.others.photo_noise import Mixture
@@ -147,10 +148,22 @@ def test_a_run_may_start_from_weights_and_be_stopped(run, tmp_path):
     assert torch.equal(weights(tmp_path / "stopped.pth"), weights(tmp_path / "straight.pth"))
 
 
-def test_weights_of_another_network_are_no_start(run, tmp_path):
+def test_blocks_that_the_start_lacks_begin_as_the_identity(run, tmp_path):
+    run("start.pth", limit=1)
+    first = Model()
+    first.load(tmp_path / "start.pth")
+    larger = dataclasses.replace(TINY, inner_blocks=TINY.inner_blocks + 1, muon_lr=0.0, adam_lr=0.0)
+    grown = run("grown.pth", larger, start=tmp_path / "start.pth")
+    assert grown.sizes != first.sizes
+    noisy = torch.rand(1, 3, 32, 32) * 255
+    torch.testing.assert_close(grown.predict(noisy), first.predict(noisy))
+
+
+@pytest.mark.parametrize("change", [{"width": 16}, {"levels": 3}, {"inner_blocks": 0}], ids=str)
+def test_weights_of_another_network_are_no_start(run, tmp_path, change):
     run("start.pth", limit=1)
     with pytest.raises(ValueError, match=r"start\.pth has a network"):
-        run("a.pth", dataclasses.replace(TINY, inner_blocks=2), start=tmp_path / "start.pth")
+        run("a.pth", dataclasses.replace(TINY, **change), start=tmp_path / "start.pth")
 
 
 def test_seed_and_mixture_are_learnt_from(run, tmp_path):
