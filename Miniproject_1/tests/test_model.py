@@ -97,7 +97,7 @@ def test_batches_and_chunks_do_not_change_a_prediction(trained, monkeypatch):
 
 def test_tiles_change_next_to_nothing(trained, monkeypatch):
     images = noisy_versions(smooth_images(1, 150, 301))[0]
-    shipped = Model()
+    shipped = Model(precision="float32")
     shipped.load_pretrained_model()
     whole, of_shipped = trained.predict(images), shipped.predict(images)
     monkeypatch.setattr(project, "TILE", 192)
