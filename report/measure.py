@@ -33,6 +33,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from Miniproject_1.model import Model as Model1
+from Miniproject_1.others import score_photo
 from Miniproject_1.others.data import (
     CELLS,
     cell_means,
@@ -610,6 +611,35 @@ def ratios(results):
     }
 
 
+def measure_speed(data):
+    """Seconds a megapixel and memory of project 1's weights."""
+    return score_photo.time_all()
+
+
+def measure_precision(data):
+    """What bfloat16 costs and gains project 1's weights on the validation images; the two take turns."""
+    noisy, clean = data
+    models = {precision: Model1(device="cpu", precision=precision) for precision in ("float32", "bfloat16")}
+    seconds, images = {precision: [] for precision in models}, {}
+    for model in models.values():
+        model.load_pretrained_model()
+    for _, (precision, model) in itertools.product(range(3), models.items()):
+        began = time.perf_counter()
+        images[precision] = model.predict(noisy, ensemble=False)
+        seconds[precision].append(time.perf_counter() - began)
+    difference = images["bfloat16"] - images["float32"]
+    scores = {
+        precision: {
+            "single": psnr_of_each(images[precision], clean).mean().item(),
+            "ensemble": psnr_of_each(model.predict(noisy, ensemble=True), clean).mean().item(),
+            "seconds": min(seconds[precision]),
+        }
+        for precision, model in models.items()
+    }
+    largest, mean = difference.abs().max().item(), difference.square().mean().sqrt().item()
+    return {"images": len(noisy), **scores, "difference": {"root_mean_square": mean, "largest": largest}}
+
+
 # ---------------------------------------------------------------------------------------------- sweep of project 2
 
 
@@ -660,6 +690,8 @@ MEASUREMENTS = {
     "scores": (measure_scores, ["Miniproject_1", "Miniproject_2"]),
     "pictures": (measure_pictures, ["Miniproject_1", "Miniproject_2"]),
     "photo": (measure_photo, ["Miniproject_1", "Miniproject_2"]),
+    "speed": (measure_speed, ["Miniproject_1"]),
+    "precision": (measure_precision, ["Miniproject_1"]),
     "classics": (measure_classics, ["Miniproject_1", "Miniproject_2"]),
     "oracle": (measure_oracle, ["Miniproject_2"]),
     "differences": (measure_differences, ["Miniproject_2"]),

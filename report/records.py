@@ -590,6 +590,7 @@ def readme_table():
         *fresh_lines(Trainings(2)),
         *published_lines(2),
         *photo_lines(),
+        *speed_lines(known["speed"], known["precision"]),
     ]
     return "\n".join(lines)
 
@@ -612,6 +613,24 @@ def photo_lines():
         cells = [f"{value:.2f}" for value in values] + [""] * (len(columns) - len(values))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def speed_lines(speed, precision):
+    """A third table: time and memory of the weights of project 1."""
+    seconds = {(row["name"], row["precision"]): row["seconds_per_megapixel"] for row in speed["times"]}
+    machine, size = speed["machine"].split(",")[0], 4 * speed["megapixels"]
+    lines = [
+        "",
+        f"| predicting, {machine} | s a megapixel, bfloat16 | float32 | MB for {size:.1f} megapixels |",
+        "|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["name"] for row in speed["times"]):
+        title = f"`{name}`" if name in speed["memory"] else f"{name}, random weights"
+        cells = [f"{seconds[name, kind]:.1f}" if (name, kind) in seconds else "" for kind in ("bfloat16", "float32")]
+        memory = speed["memory"].get(name, ["", ""])[1]
+        lines.append(f"| {title} | {' | '.join(cells)} | {memory} |")
+    cells = [f"{precision[kind]['seconds']:.1f} s" for kind in ("bfloat16", "float32")]
+    return [*lines, f"| `bestmodel.pth`, {count(precision['images'])} images of 32 x 32 | {' | '.join(cells)} |  |"]
 
 
 def fresh_lines(data):

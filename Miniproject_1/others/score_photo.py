@@ -8,20 +8,24 @@ pairs of one noisy picture, `*_real.*`, and the mean of many shots, `*_mean.*`, 
 images of each one's PSNR in [0, 255]; predictions are not rounded. The last column counts the images whose PSNR the
 single pass lowers.
 
-`time` runs one picture through the weights and through a stand-in for FFDNet (K. Zhang, W. Zuo, L. Zhang, "FFDNet:
-Toward a fast and flexible solution for CNN-based image denoising", TIP 2018) of random weights, in turns.
+`time` runs one picture through both shipped weights and through a stand-in for FFDNet (K. Zhang, W. Zuo, L. Zhang,
+"FFDNet: Toward a fast and flexible solution for CNN-based image denoising", TIP 2018) of random weights, in turns, in
+each precision that the processor multiplies; and says what memory a process needs that denoises pictures of two sizes.
 """
 
 import argparse
+import functools
 import itertools
 import json
+import multiprocessing
+import re
 import time
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from Miniproject_1.model import Model
+from Miniproject_1.model import PRETRAINED, Model, autocast, has_native_bfloat16
 from Miniproject_1.others.data import (
     check_writable,
     load_photo,
@@ -32,7 +36,7 @@ from Miniproject_1.others.data import (
     summary,
 )
 
-PHOTOMODEL = Path(__file__).resolve().parents[1] / "photomodel.pth"
+PHOTOMODEL = PRETRAINED.with_name("photomodel.pth")
 LEVELS = (15.0, 25.0, 50.0)  # standard deviations in grey values, as the literature has them
 SEED = 0  # of the noise: the same for every file of weights
 
@@ -121,27 +125,64 @@ class FFDNetStandIn(nn.Sequential):
         return nn.functional.pixel_shuffle(super().forward(torch.cat([half, level], 1)), 2)
 
 
-@torch.no_grad()
-def time_both(options):
-    """Seconds a megapixel, the least of several turns; each picture goes through in one piece, on the CPU."""
-    model = Model(device="cpu")
-    model.load(options.weights)
-    picture = torch.rand(1, 3, options.side, options.side)
+def contenders(weights, side):
+    """(name, precision, what to time) of everything that is timed: a picture of `side` pixels a side, on the CPU."""
+    picture = torch.rand(1, 3, side, side) * 255
     stand_in = FFDNetStandIn().to(memory_format=torch.channels_last)
-    runs = {
-        options.weights.name: lambda: model.predict(picture * 255, ensemble=False),
-        "FFDNet stand-in": lambda: stand_in(picture.contiguous(memory_format=torch.channels_last)),
-    }
-    seconds = {name: [] for name in runs}
-    for _ in range(options.turns):
-        for name, run in runs.items():
+    device = torch.device("cpu")
+
+    @torch.no_grad()
+    def run_stand_in(precision):
+        with autocast(device, precision):
+            stand_in(picture.contiguous(memory_format=torch.channels_last) / 255)
+
+    for precision in ("float32", "bfloat16")[: 1 + has_native_bfloat16(device)]:
+        for path in weights:
+            model = Model(device=device, precision=precision)
+            model.load(path)
+            yield path.name, precision, functools.partial(model.predict, picture, ensemble=False)
+        yield "FFDNet stand-in", precision, functools.partial(run_stand_in, precision)
+
+
+def peak_memory(weights, side):
+    """MB that a fresh process has needed at most once it has denoised a picture of `side` pixels a side."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(denoise_and_tell_memory, (weights, side))
+
+
+def denoise_and_tell_memory(weights, side):
+    model = Model(device="cpu")
+    model.load(weights)
+    model.predict(torch.zeros(1, 3, side, side, dtype=torch.uint8), ensemble=False)
+    status = Path("/proc/self/status").read_text()  # Linux; getrusage would tell the parent's peak, too
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
+
+
+def time_all(weights=(PHOTOMODEL, PRETRAINED), side=768, turns=5):
+    """Seconds a megapixel, the least of several turns, and MB for pictures of this side and of twice as much."""
+    runs, megapixels = list(contenders(weights, side)), side**2 / 1e6
+    seconds = {run[:2]: [] for run in runs}
+    for _ in range(turns):
+        for name, precision, function in runs:
             began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    result = {name: min(values) / (options.side**2 / 1e6) for name, values in seconds.items()}
-    for name, value in result.items():
-        print(f"{name}: {value:.2f} s a megapixel on {torch.get_num_threads()} threads, the least of {options.turns}")
-    return {"seconds_per_megapixel": result, "threads": torch.get_num_threads(), "side": options.side}
+            function()
+            seconds[name, precision].append(time.perf_counter() - began)
+    times = [
+        {"name": name, "precision": precision, "seconds_per_megapixel": round(min(values) / megapixels, 3)}
+        for (name, precision), values in seconds.items()
+    ]
+    memory = {path.name: [round(peak_memory(path, size)) for size in (side, 2 * side)] for path in weights}
+    threads = torch.get_num_threads()
+    return {"threads": threads, "megapixels": megapixels, "turns": turns, "times": times, "memory": memory}
+
+
+def print_times(told):
+    for row in told["times"]:
+        seconds = row["seconds_per_megapixel"]
+        print(f"{row['name']}, {row['precision']}: {seconds} s a megapixel on {told['threads']} threads")
+    for name, (small, large) in told["memory"].items():
+        size = told["megapixels"]
+        print(f"{name}: {small} MB for {size:.1f} megapixels, {large} MB for {4 * size:.1f}")
 
 
 def parse_arguments(arguments=None):
@@ -154,11 +195,14 @@ def parse_arguments(arguments=None):
     quality.add_argument("--first", type=positive, help="take only so many photographs")
     quality.add_argument("--pairs", type=Path, help="folder of real pairs, *_real.* and *_mean.*")
     quality.add_argument("--ensemble", action="store_true", help="also with self-ensemble")
-    speed = commands.add_parser("time", help="seconds a megapixel beside a stand-in for FFDNet")
+    quality.add_argument("--weights", type=Path, default=PHOTOMODEL, help="default: photomodel.pth")
+    speed = commands.add_parser("time", help="seconds and memory a megapixel, beside a stand-in for FFDNet")
+    speed.add_argument(
+        "--weights", type=Path, nargs="+", default=[PHOTOMODEL, PRETRAINED], help="default: both shipped"
+    )
     speed.add_argument("--side", type=positive, default=768, help="pixels of the square picture")
     speed.add_argument("--turns", type=positive, default=5)
     for command in (quality, speed):
-        command.add_argument("--weights", type=Path, default=PHOTOMODEL, help="default: photomodel.pth")
         command.add_argument("--json", type=Path, help="file to write the numbers to, those of each image included")
     return parser.parse_args(arguments)
 
@@ -166,7 +210,11 @@ def parse_arguments(arguments=None):
 def run(options):
     if options.json:
         check_writable(options.json)
-    result = score(options) if options.command == "score" else time_both(options)
+    if options.command == "score":
+        result = score(options)
+    else:
+        result = time_all(options.weights, options.side, options.turns)
+        print_times(result)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         temporary = options.json.with_name(options.json.name + ".tmp")

@@ -1,6 +1,8 @@
 """Scores and times of weights on photographs."""
 
+import itertools
 import json
+import sys
 
 import pytest
 import torch
@@ -91,9 +93,15 @@ def test_the_stand_in_has_the_multiply_adds_of_ffdnet():
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(0.85e6, rel=0.02)
 
 
-def test_both_are_timed(weights, tmp_path, capsys):
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_time_and_memory_are_told(weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(score_photo, "has_native_bfloat16", lambda device: True)
     file = tmp_path / "times.json"
     score_photo.main(["time", "--side", "64", "--turns", "2", "--weights", str(weights), "--json", str(file)])
-    times = json.loads(file.read_text())["seconds_per_megapixel"]
-    assert set(times) == {"untrained.pth", "FFDNet stand-in"} and min(times.values()) > 0
-    assert capsys.readouterr().out.count("s a megapixel") == 2
+    told = json.loads(file.read_text())
+    names = {(row["name"], row["precision"]) for row in told["times"]}
+    assert names == set(itertools.product(["untrained.pth", "FFDNet stand-in"], ["float32", "bfloat16"]))
+    assert min(row["seconds_per_megapixel"] for row in told["times"]) > 0
+    small, large = told["memory"]["untrained.pth"]
+    assert 50 < small < 2000 and 50 < large < 2000
+    assert capsys.readouterr().out.count("s a megapixel") == 4
