@@ -65,11 +65,11 @@ class Trainings:
                 found.setdefault(row["seed"], row[key])
         return found
 
-    def differences(self, variant, pairs=BASE, base="ours", key="single"):
+    def differences(self, variant, pairs=BASE, base="ours", key="single", epochs=1):
         """Of the seeds that both have in the same file."""
         scores = {}
         for row in self.rows:
-            if row["variant"] in (variant, base) and row["pairs"] == pairs and row["epochs"] == 1 and key in row:
+            if row["variant"] in (variant, base) and row["pairs"] == pairs and row["epochs"] == epochs and key in row:
                 scores.setdefault((row["file"], row["seed"]), {})[row["variant"]] = row[key]
         return [both[variant] - both[base] for both in scores.values() if len(both) == 2]
 
@@ -166,6 +166,11 @@ MUON = [("Muon 1e-3", 1e-3), ("Muon 2e-3", 2e-3), ("ours", 4e-3), ("Muon 8e-3", 
 ADAM = [(f"Adam alone {text}", float(text)) for text in ("1e-3", "2e-3", "4e-3", "8e-3")]
 BATCHES = [("batch 8", 8), ("ours", 16), ("batch 32", 32)]
 SETTINGS = ("no pixel swap", "images weighted alike", "no averaging", "no negatives")  # of the recipe
+RECIPE_RUNS = [  # many pairs seen once, few pairs seen often
+    {"pairs": pairs, "epochs": epochs, "key": key}
+    for pairs, epochs in ((50_000, 1), (1_000, 10))
+    for key in ("single", "ensemble")
+]
 UNET, NOISE2NOISE = "the report's U-Net and recipe", "the report's Noise2Noise network and recipe"
 
 
@@ -196,6 +201,8 @@ def first_facts():
         "pairs.base": count(BASE),
         "pairs.few": count(min(PAIRS)),
         "pairs.all": count(max(PAIRS)),
+        "pairs.small": count(RECIPE_RUNS[-1]["pairs"]),
+        "epochs.small": str(RECIPE_RUNS[-1]["epochs"]),
         "n.base": str(data.seeds()),
         "widths": ", ".join(str(width) for _, width in WIDTHS),
         "diff.width 24": spread(data.differences("width 24"), 2, "+"),
@@ -363,7 +370,7 @@ def first_tables():
         "published": others,
         "classics": classics_table(known["classics"]),
         "original": original_table(data, known, original),
-        "settings": settings_table(data, max(PAIRS), SETTINGS),
+        "settings": settings_table(data, SETTINGS, *RECIPE_RUNS),
         "equal": [[row["who"], f"{row['psnr']:.2f}", str(row["seconds"])] for row in field()["eight_thousand"]["rows"]],
     }
 
@@ -388,13 +395,13 @@ def classics_table(classics):
     return found + [[label, "—", f"{classics[name]['psnr']:.2f}"] for name, label in mine]
 
 
-def settings_table(data, pairs, variants):
-    """Settings of the recipe against ours, of those that were trained with so many pairs; empty without any."""
+def settings_table(data, variants, *columns):
+    """Settings of the recipe against ours; a column is what `Trainings.differences` takes. Empty without trainings."""
     found = []
     for variant in variants:
-        differences = data.differences(variant, pairs)
-        if differences:
-            found.append([variant, str(len(differences)), spread(differences, 3, "+")])
+        differences = [data.differences(variant, **column) for column in columns]
+        if all(differences):
+            found.append([variant, str(len(differences[0])), *(spread(values, 3, "+") for values in differences)])
     return found
 
 
@@ -546,7 +553,7 @@ def second_tables():
         "settings": [
             [*row[:1], count(pairs), *row[1:]]
             for pairs in sorted({row["pairs"] for row in data.rows if row["variant"] == "ours"})
-            for row in settings_table(data, pairs, SETTINGS)
+            for row in settings_table(data, SETTINGS, {"pairs": pairs})
         ],
         "differences": [
             [name, str(entry["derivatives"]), scientific(entry["error"])]
