@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "compare weights with clean pictures, in dB and SSIM",
     "train": "learn from pairs of noisy pictures",
     "info": "say what a weights file holds",
+    "export": "write a network as ONNX, or as a program of PyTorch",
     "data": "make data in the course's format",
 }
 

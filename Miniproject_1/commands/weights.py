@@ -37,10 +37,10 @@ def weights_file(name):
     raise FileNotFoundError(f"no weights file {name!r}. --weights takes {PURPOSES}")
 
 
-def load_model(name, device=None):
+def load_model(name, device=None, precision=None):
     """The model of the weights that a user calls `name`: photo, course or a file."""
     path = weights_file(name)
-    model = Model(device=device)
+    model = Model(device=device, precision=precision)
     model.load(path)
     return model
 

@@ -18,8 +18,8 @@ The shipped weights come from three runs on one core, each from the end of the o
     75 minutes: --inner-blocks 4 --patch 96 --batch-size 3 --steps 20000 --adam-lr 7e-4 --seed 2
 
 What they give on CBSD68 and on real pairs is in the README, and is printed by `score_photo.py`. Pictures with hardly
-any noise lose detail: at a level of 2, the weights of the first run made 40.1 dB of 42.1. A third of the capacity sleeps:
-of the last two inner blocks, nearly all hidden units are never on.
+any noise lose detail: at a level of 2, the weights of the first run made 40.1 dB of 42.1. A third of the capacity
+sleeps: of the last two inner blocks, nearly all hidden units are never on.
 """
 
 import argparse

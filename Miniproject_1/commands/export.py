@@ -1,0 +1,152 @@
+"""Writes a network as a file that runs without this project: ONNX, or PyTorch's exported program.
+
+    noise2noise export photo -o photo.onnx
+    noise2noise export mine.pth -o mine.pt2
+
+Input `images` and output `denoised` are float32 (N, C, H, W) in [0, 255] of any number N and any H x W of at least 3: a
+single pass over the whole picture, in float32. Small pictures are mirrored up to 16 pixels a side and all of them to
+what the network takes, inside of the file. There are no tiles: the memory grows with the picture. Networks
+with gates, such as `course`, cannot be exported.
+
+The file is run on pictures of several sizes and compared with this project's prediction before it gets its name.
+ONNX needs the extra: pip install 'noise2noise-miniproject[export]'. It runs in onnxruntime; a .pt2 in
+torch.export.load(FILE).module().
+"""
+
+import copy
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from Miniproject_1.commands.images import whole_file
+from Miniproject_1.commands.weights import PURPOSES, load_model
+from Miniproject_1.model import NARROW, SMALLEST, Symmetric
+
+CHECKED = ((1, 3, 5), (2, 37, 50), (3, 96, 129))  # N, H, W of the pictures that both predict
+TOLERANCE = 0.01  # grey values by which they may differ: rounding makes less than a thousandth
+EXAMPLE = (2, 40, 56)  # N, H, W that the network is traced with
+
+
+def add_arguments(parser):
+    parser.add_argument("weights", metavar="photo|course|FILE", help=PURPOSES)
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="name.onnx or name.pt2 to write")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    parser.add_argument("--json", action="store_true", help="say it as one JSON object")
+
+
+# ---------------------------------------------------------------------------------------------- the network
+
+
+class Exported(nn.Module):
+    """What `Model.predict(images, ensemble=False)` does without tiles, for sizes that are known only when it runs."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.multiple = plain(network), network.multiple
+
+    def forward(self, images):  # (N, C, H, W) in [0, 255]
+        (rows, own_rows), (columns, own_columns) = (mirrored(size, self.multiple) for size in images.shape[2:])
+        result = self.network((images / 255).index_select(2, rows).index_select(3, columns))
+        return (result.index_select(2, own_rows).index_select(3, own_columns) * 255).clamp(0, 255)
+
+
+def mirrored(size, multiple):
+    """`model.mirrored` for a size in symbols: the pixels that the extended axis shows, and where the own ones are."""
+    padded = (torch.sym_max(size, SMALLEST) + multiple - 1) // multiple * multiple
+    small = torch.sym_min(torch.sym_max(SMALLEST - size, 0), 1)  # 1 for a size below SMALLEST, else 0
+    before = small * ((padded - size) // 2)
+    period = 2 * torch.ones(size, dtype=torch.int64).sum()  # as a tensor: ONNX has no remainder by a symbol
+    index = (torch.arange(padded) - before) % period
+    return torch.minimum(index, period - 1 - index), torch.arange(size) + before
+
+
+@torch.no_grad()
+def plain(network):
+    """A copy on the CPU whose weights are symmetric as they stand. ValueError for a network with gates."""
+    network = copy.deepcopy(network).cpu().eval()
+    for layer in network.modules():
+        if isinstance(layer, Symmetric) and layer.equivariant:
+            for parameter, used in zip((layer.weight, layer.bias), layer.weight_and_bias(), strict=True):
+                parameter.copy_(used)
+            layer.equivariant = False
+            del layer.entries, layer.orbit
+        if getattr(layer, "gate", None) is not None:
+            raise ValueError("networks with gates cannot be exported: how many means they take depends on the picture")
+    return network.requires_grad_(False)
+
+
+# ---------------------------------------------------------------------------------------------- the files
+
+
+def exported(model):
+    """`Exported` as a program of PyTorch, dynamic in N, H and W."""
+    sizes = {0: torch.export.Dim("N"), 2: torch.export.Dim("H", min=NARROW), 3: torch.export.Dim("W", min=NARROW)}
+    count, height, width = EXAMPLE
+    images = torch.zeros(count, model.in_channels, height, width)
+    return torch.export.export(Exported(model.network), (images,), dynamic_shapes={"images": sizes})
+
+
+def as_onnx(program):
+    """The bytes of a program as ONNX, and a function that runs them on (N, C, H, W)."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch.onnx needs it
+    except ImportError as error:
+        raise ImportError(f"ONNX needs {error.name}: pip install 'noise2noise-miniproject[export]'") from error
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it says what it skips
+    file, names = io.BytesIO(), {"input_names": ["images"], "output_names": ["denoised"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(program, dynamo=True, verbose=False, **names).save(file)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+
+    def run(images):
+        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+    return file.getvalue(), run
+
+
+def as_pt2(program):
+    """The bytes of a program as PyTorch saves it, and a function that runs them on (N, C, H, W)."""
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
+
+
+KINDS = {".onnx": as_onnx, ".pt2": as_pt2}
+
+
+def largest_difference(run, model):
+    """Of what an exported network and `predict` make of random pictures, in grey values. ValueError if too large."""
+    generator, largest = torch.Generator().manual_seed(0), 0.0
+    for count, height, width in CHECKED:
+        images = 255 * torch.rand(count, model.in_channels, height, width, generator=generator)
+        difference = (run(images) - model.predict(images, ensemble=False)).abs().max().item()
+        largest = max(largest, difference)
+    if not largest <= TOLERANCE:
+        raise ValueError(f"nothing is written: the exported network differs by {largest:.3g} grey values")
+    return largest
+
+
+def run(options):
+    kind = options.out.suffix.lower()
+    if kind not in KINDS:
+        raise ValueError(f"--out must end in {' or '.join(KINDS)}; got {options.out}")
+    if options.out.exists() and not options.force:
+        raise FileExistsError(f"{options.out} exists; --force overwrites")
+    model = load_model(options.weights, "cpu", "float32")
+    content, run_exported = KINDS[kind](exported(model))
+    difference = largest_difference(run_exported, model)
+    with whole_file(options.out, options.force) as file:
+        file.write(content)
+    facts = {"file": str(options.out), "bytes": len(content), "largest_difference": difference}
+    if options.json:
+        print(json.dumps(facts))
+    else:
+        print(f"{options.out}: {len(content):,} bytes; at most {difference:.2g} grey values from our prediction")
+    return 0

@@ -1,0 +1,71 @@
+"""The command that writes a network as a file of its own."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from Miniproject_1 import __main__ as command_line
+from Miniproject_1.commands import export
+from Miniproject_1.model import Model
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A network of random weights, also in `tmp_path / "mine.pth"`: three levels, two channels."""
+    model = Model(in_channels=2, width=8, levels=3, device="cpu", precision="float32")
+    with torch.no_grad():
+        model.network.last.weight.normal_(0, 0.1)
+    model.save(tmp_path / "mine.pth")
+    return model
+
+
+@pytest.fixture
+def call(tmp_path, model):
+    return lambda name, *more: command_line.main(
+        ["export", str(tmp_path / "mine.pth"), "-o", str(tmp_path / name), *more]
+    )
+
+
+@pytest.mark.parametrize("name", ["mine.onnx", "mine.pt2"])
+def test_exported_networks_predict_as_ours(model, call, tmp_path, capsys, name):
+    if name.endswith("onnx"):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    assert call(name, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["bytes"] == (tmp_path / name).stat().st_size and facts["largest_difference"] < 0.01
+    if name.endswith("onnx"):
+        session = onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"])
+        run = lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])  # noqa: E731
+    else:
+        run = torch.export.load(tmp_path / name).module()
+    for shape in ((1, 2, 3, 70), (3, 2, 33, 18), (2, 2, 64, 64)):
+        images = torch.rand(shape) * 300 - 20
+        torch.testing.assert_close(run(images), model.predict(images, ensemble=False), atol=0.01, rtol=0)
+
+
+def test_nothing_is_overwritten_unasked(call, tmp_path, capsys):
+    assert call("mine.pt2") == 0
+    first = (tmp_path / "mine.pt2").stat().st_mtime_ns
+    assert call("mine.pt2") == 1 and "--force" in capsys.readouterr().err
+    assert (tmp_path / "mine.pt2").stat().st_mtime_ns == first
+    assert call("mine.pt2", "--force") == 0
+    assert (tmp_path / "mine.pt2").stat().st_mtime_ns > first
+
+
+def test_a_network_that_differs_is_not_written(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    assert call("mine.pt2") == 1
+    assert "nothing is written" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == [
+        "mine.pth"
+    ]
+
+
+def test_what_cannot_be_exported_is_said(call, tmp_path, monkeypatch, capsys):
+    assert call("mine.jpg") == 1 and ".onnx or .pt2" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert call("mine.onnx") == 1 and "[export]" in capsys.readouterr().err
+    assert command_line.main(["export", "course", "-o", str(tmp_path / "course.pt2")]) == 1
+    assert "gates" in capsys.readouterr().err
