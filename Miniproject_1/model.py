@@ -60,9 +60,7 @@ class Recipe:
     swap_pixels: bool | None = None  # swap the two noisy values of half the pixels; None: where `PairNoise` allows it
     negatives: bool = True  # make half of the pairs negatives, which self-ensembles average over
     variance_floor: float | None = 0.002  # weight an image by 1 / (its noise variance + this); None, not l2: all alike
-    loss: str = (
-        "l2"  # what is learnt of the noisy values that fit: their mean, "l1" median, "l0" mode; see `power_loss`
-    )
+    loss: str = "l2"  # which removes noise of mean 0; "l1": of median 0, "l0": of mode 0, see `power_loss`
 
     def __post_init__(self):
         if self.loss not in LOSSES:
