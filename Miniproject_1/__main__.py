@@ -16,7 +16,7 @@ COMMANDS = {
     "denoise": "remove the noise from pictures",
     "inspect": "find out whether pairs of noisy pictures are fit to learn from",
     "evaluate": "compare weights with clean pictures, in dB and SSIM",
-    "train": "learn from pairs of noisy pictures",
+    "train": "learn from noisy pictures: pairs, more versions of each scene, or single ones",
     "info": "say what a weights file holds",
     "export": "write a network as ONNX, or as a program of PyTorch",
     "data": "make data in the course's format",

@@ -43,6 +43,7 @@ with warnings.catch_warnings():  # nothing here needs NumPy, and torch would war
 
 FORMAT = "noise2noise weights 2"  # first entry of a weights file
 PRETRAINED = Path(__file__).resolve().parent / "bestmodel.pth"
+LOSSES = ("l2", "l1", "l0")
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,12 @@ class Recipe:
     transpose: bool = True  # also transpose at random, beside the flips: all of D4
     swap_pixels: bool | None = None  # swap the two noisy values of half the pixels; None: where `PairNoise` allows it
     negatives: bool = True  # make half of the pairs negatives, which self-ensembles average over
-    variance_floor: float | None = 0.002  # weight an image by 1 / (its noise variance + this); None: all alike
+    variance_floor: float | None = 0.002  # weight an image by 1 / (its noise variance + this); None, not l2: all alike
+    loss: str = "l2"  # which removes noise of mean 0; "l1": of median 0, "l0": of mode 0, see `power_loss`
 
     def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise ValueError(f"Recipe needs a loss of {', '.join(LOSSES)}; got {self}")
         if self.batch_size < 1 or not 0 <= self.ema_decay < 1:
             raise ValueError(f"Recipe needs a batch_size of at least 1 and an ema_decay in [0, 1); got {self}")
         if min(self.muon_lr, self.adam_lr) < 0 or (self.variance_floor is not None and self.variance_floor <= 0):
@@ -84,6 +88,7 @@ REPORT_RECIPE = Recipe(  # what the report that started this project trained its
     variance_floor=None,
 )
 
+EPSILON = 1e-3  # of `power_loss`: a quarter of a grey value
 CELL = 32  # pixels a side: our network's gates depend on means over about so much, the whole of a course image
 PATCH = 64  # pixels a side: larger training pairs are learnt from in random patches of this size
 LR_DECAY_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
@@ -710,6 +715,19 @@ def noise2noise_loss(prediction, noisy_a, noisy_b, variance_floor):
     return (error * variance_floor / (torch.maximum(variance, error.detach() / 2) + variance_floor)).mean()
 
 
+def power_loss(prediction, noisy_b, power):
+    """Mean of (|prediction - noisy_b| + EPSILON)^power, for noise whose mean is not 0.
+
+    1 is least at the median, which text over less than half of the picture does not change. A power that falls from 2
+    to 0 during the training ends near the mode, which impulses of random values do not change (Noise2Noise, sections
+    3.3 and 3.4). The paper's 1e-8 is below a float32's spacing near 1: an error that happens to be 0 or 1e-7 would
+    outweigh a million others. Files have steps of 1/255.
+
+    Images weigh alike: the largest errors, which tell an image's noise variance, are here what is to be overlooked.
+    """
+    return ((prediction - noisy_b).abs() + EPSILON).pow(power).mean()
+
+
 class Training:
     """Optimisers, averaged weights and random draws of a network that learns: everything a resumed training needs.
 
@@ -734,15 +752,20 @@ class Training:
         self.generator = torch.Generator("cpu").manual_seed(seed)  # the same draws on any device
         self.autocast = autocast(self.parameters[0].device, precision)
 
-    def step(self, noisy_a, noisy_b, lr_factor):
+    def step(self, noisy_a, noisy_b, lr_factor, progress=0.0):
         """Learns from a batch of pairs (B, C, H, W) in [0, 1] at `lr_factor` times the peak rates.
+
+        `progress` is the share of all steps that are done, in [0, 1): the loss "l0" changes with it.
 
         Returns the loss as a 0-d tensor on the device; reading it waits for the device.
         """
         noisy_a, noisy_b = augment(noisy_a, noisy_b, self.recipe, self.generator)
         with self.autocast:
             prediction = forward_any_size(self.network, noisy_a)
-        loss = noise2noise_loss(prediction.float(), noisy_a, noisy_b, self.recipe.variance_floor)
+        if self.recipe.loss == "l2":
+            loss = noise2noise_loss(prediction.float(), noisy_a, noisy_b, self.recipe.variance_floor)
+        else:
+            loss = power_loss(prediction.float(), noisy_b, 1 if self.recipe.loss == "l1" else 2 * (1 - progress))
         loss.backward()
         self._update(lr_factor)
         return loss.detach()
@@ -1096,21 +1119,23 @@ class Model:
 
         What is assumed of the noise, beside its independence in the two images:
             its mean is 0. A brightness that differs between the images is learnt as well, with a warning; clipped
-                noise leaves its bias near black and white.
+                noise leaves its bias near black and white. For the recipe's loss "l1" its median is 0, for "l0" its
+                mode: nothing warns where it is not.
             Independent between pixels and alike in both images: measured, see `noise`; pixels are swapped only then.
             It has no direction: an equivariant network treats rows and columns alike, and cannot learn to remove the
                 stripes of one direction alone. For these take `Model(equivariant=False)`.
             It is much the same in negatives: half of the pairs become negatives, and self-ensembles average over
                 them. Noise that depends on brightness is learnt for both; turn `negatives` off where that is too much.
-            Its strength varies between images: each is weighted by its own noise, half the mean squared difference of
-                its pair. Where images are displaced, that is no noise: align them first.
+            Its strength varies between images: with "l2" each is weighted by its own noise, half the mean squared
+                difference of its pair. Where images are displaced, that is no noise: align them first.
 
         Raises TypeError or ValueError for what cannot be learnt from, RuntimeError where a GPU's memory is too small.
         """
         epochs = number_of_epochs(epochs, num_epochs)
         check_pairs(noisy_a, noisy_b, self.in_channels)
         self.noise = measure_noise(noisy_a, noisy_b.to(noisy_a.device))
-        warn_of_offset(self.noise)
+        if self.recipe.loss == "l2":  # a median or a mode may agree where means differ
+            warn_of_offset(self.noise)
         recipe = self.recipe.decided(self.noise)
         pairs = Pairs(noisy_a, noisy_b, self.device)
         training = Training(self.network, recipe, self.seed + self.pairs_seen, self.precision)
@@ -1122,7 +1147,7 @@ class Model:
                 for index in order.split(batch_size):
                     factor = peak * (1.0 if recipe.constant_lr else lr_factor(training.steps, steps))
                     with torch.enable_grad():
-                        loss = training.step(*pairs.batch(index, training.generator), factor)
+                        loss = training.step(*pairs.batch(index, training.generator), factor, training.steps / steps)
                     self.pairs_seen += len(index)
                     if progress is not None:
                         progress(training.steps, steps, loss)

@@ -17,7 +17,8 @@ import torch
 from Miniproject_1.commands.denoise import add_limit
 from Miniproject_1.commands.pairs import add_pairs, blocks, open_pairs
 from Miniproject_1.commands.weights import SHIPPED, add_device, load_model, predict_colours
-from Miniproject_1.model import measure_noise
+from Miniproject_1.model import blocks as whole_blocks
+from Miniproject_1.model import measure_noise, products
 
 FINE, MIND, BAD = "fine", "mind", "BAD"
 SQUARES, SIDE = 1024, 64  # so many squares of so many pixels a side are measured
@@ -26,6 +27,8 @@ LARGE = 256  # pixels: pairs of at least this size a side are asked for their di
 LOOKED_AT = 200  # pairs, at most, whose exposure and displacement are measured
 TRUSTED = 8  # deviations: peaks below come from noise alone, too
 LOW_PASS = 0.15  # cycles a pixel: where pictures have more signal than noise
+SINGLE_LIMIT = 0.15  # correlation in single pictures, whose texture adds to it
+FLAT_SHARE = 10  # of one of so many blocks, the flattest, noise is told from a single picture
 JUDGED = 128  # squares that the shipped weights are tried on
 
 
@@ -118,6 +121,41 @@ def line_correlation(first, second):
     return found
 
 
+def single_correlation(pictures):
+    """Correlation of the noise of near pixels in single pictures (1, C, H, W), and how far chance may take it.
+
+    The picture itself has to be kept out. Second differences down a column are correlated with those one and two
+    pixels beside them, and the other way round: white noise has 0, smooth parts and edges along an axis cancel out. Of
+    each picture's blocks of 16 x 16 the flattest count, by their means over 4 x 4, and of these the median. Blocks that
+    are black or white to a quarter do not. (nan, nan) where there are fewer than eight.
+    """
+    found = []
+    for picture in pictures:
+        blocks = whole_blocks(picture)  # (M, C, 16, 16)
+        blocks = blocks[((blocks <= 0) | (blocks >= 255)).float().mean((1, 2, 3)) < 0.25]
+        if min(blocks.shape[2:]) < 16 or not len(blocks):
+            continue
+        roughness = torch.nn.functional.avg_pool2d(blocks, 4).var((2, 3)).mean(1)
+        flat = blocks[roughness.argsort()[: -(-len(blocks) // FLAT_SHARE)]]
+        of_columns, of_rows = flat.diff(2, dim=2), flat.diff(2, dim=3)
+        found.append(
+            torch.stack(
+                [
+                    products(differences, *shift) / (differences.square().mean((1, 2, 3)) + 1e-9)
+                    for differences, shifts in ((of_columns, ((0, 1), (0, 2))), (of_rows, ((1, 0), (2, 0))))
+                    for shift in shifts
+                ],
+                1,
+            )
+        )
+    found = torch.cat(found) if found else torch.empty(0, 4)
+    if len(found) < 8:
+        return math.nan, math.nan
+    medians = found.median(0).values
+    worst = int(medians.abs().argmax())
+    return medians[worst].item(), 3 * 1.25 * found[:, worst].std().item() / math.sqrt(len(found))
+
+
 def clipped_share(first, second):
     """Share of the values that lie at the ends of the range."""
     both = torch.cat([first, second])
@@ -187,6 +225,24 @@ def on_neighbours(correlation, count):
         )
         return Finding("neighbours", values, MIND, text)
     return Finding("neighbours", values, FINE, f"{said}: independent between pixels.")
+
+
+def on_single(pictures):
+    """Whether neighbouring pixels of single pictures (1, C, H, W) make pairs: only of noise that is independent."""
+    correlation, chance = single_correlation(pictures)
+    values = {"correlation": None if math.isnan(correlation) else round(correlation, 3)}
+    ways = "Take raw files, or two pictures of each scene (train A B); --no-inspect trains all the same."
+    if math.isnan(correlation):
+        text = f"too few areas that are neither black nor white to tell whether noise is independent. {ways}"
+        return Finding("independence", values, BAD, text)
+    said = f"correlation of near pixels in the flattest areas {correlation:.2f}"
+    if abs(correlation) > max(SINGLE_LIMIT, chance):
+        text = (
+            f"{said}: the noise is not independent between pixels (demosaicing, JPEG, resizing), or fainter than the "
+            f"texture. A network that learns from neighbouring pixels would keep it. {ways}"
+        )
+        return Finding("independence", values, BAD, text)
+    return Finding("independence", values, FINE, f"{said}: independent between pixels.")
 
 
 def on_stripes(rows, columns):

@@ -2,11 +2,28 @@
 
     noise2noise train first/ second/ -o mine.pth --minutes 30 --start photo
     noise2noise train train_data.pkl -o mine.pth --epochs 10 --validate val_data.pkl
+    noise2noise train first/ second/ third/ -o mine.pth     # more versions of each scene
+    noise2noise train scenes/ -o mine.pth                   # scenes/1/*.png: versions of one scene; scenes/2/*.png ...
+    noise2noise train pictures/ -o mine.pth                 # pictures/*.png: single ones, each a scene of its own
 
-Pictures are cut into squares of 128 pixels; one of 20, of at most 128, is not learnt from. After each epoch these say
-where training stands. Their loss is the mean squared difference of the prediction and the other noisy picture. Its
-floor is the noise of that picture, half the mean squared difference of the pairs, and what is left is the error against
-the clean pictures that nobody has: so the dB are known without them.
+Of k versions of a scene each is paired with the next, and the last with the first: k pairs; two are one pair. Memory
+and time grow with k, not with its square.
+
+Single pictures become pairs of half the size: of each cell of 2 x 2 pixels one goes into the first image, a neighbour
+into the second (Huang et al., "Neighbor2Neighbor", CVPR 2021, without its regulariser). That needs noise that is
+independent between pixels, which most files of cameras do not have; others are refused, unless --no-inspect is given.
+Pairs give better results, where there are any.
+
+Pictures are cut into squares of 128 pixels; one of 20, of at most 128, is not learnt from, in none of its versions, nor
+is what overlaps with it. After each epoch these say where training stands. Their loss is the mean squared difference of
+the prediction and the other noisy picture. Its floor is the noise of that picture, half the mean squared difference of
+the pairs, and what is left is the error against the clean pictures that nobody has: so the dB are known without them.
+
+--loss l2 removes noise whose mean is 0; l1 noise whose median is 0, such as text over less than half of a picture; l0
+noise whose mode is 0: random values in more than half of the pixels, with much material and long training. These two
+have no floor, nor have single pictures, whose neighbours differ: what is said instead is the same difference between
+the noisy pictures themselves, for l1 the mean absolute one, for l0 the share of values more than 10 of 255 apart.
+--validate tells the dB then.
 
 WEIGHTS always holds the averaged weights of the last epoch. WEIGHTS.checkpoint, removed at the end, holds all that
 --resume needs to go on as if nothing had happened, to the last bit on the same machine.
@@ -17,27 +34,41 @@ import itertools
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from Miniproject_1.commands.denoise import add_limit
 from Miniproject_1.commands.evaluate import mean_squared_error, psnr
-from Miniproject_1.commands.inspect import FINE, fit, inspect_pairs, say
-from Miniproject_1.commands.pairs import PAIRS_HELP, Stack, add_pairs, open_pairs
+from Miniproject_1.commands.images import whole_file
+from Miniproject_1.commands.inspect import BAD, FINE, fit, inspect_pairs, on_single, say
+from Miniproject_1.commands.pairs import PAIRS_HELP, SOURCES_HELP, Singles, Stack, open_pairs, open_sources
 from Miniproject_1.commands.progress import progress_bar
 from Miniproject_1.commands.weights import PURPOSES, add_device, load_model
-from Miniproject_1.model import Model, Pairs, Training, batch_size_and_peak, lr_factor, measure_noise, save_atomically
+from Miniproject_1.model import (
+    LOSSES,
+    Model,
+    Pairs,
+    Recipe,
+    Training,
+    batch_size_and_peak,
+    lr_factor,
+    measure_noise,
+    save_atomically,
+)
 
 SQUARE = 128  # pixels a side: large pictures are cut into such squares
 HELD_SHARE, HELD_MOST = 20, 128  # one square of so many, and at most so many, are not learnt from
 TIMED = 20  # steps whose time tells how many fit into --minutes
 CHECKPOINT_SECONDS = 300  # between two checkpoints, at most, beside those after each epoch
 VALIDATED = 100  # pictures, at most
+SINGLES_LOOKED_AT = 20  # single pictures, at most, whose noise is measured
+APART = 10  # grey values: farther ones count in what is said of the loss l0
 
 
 def add_arguments(parser):
-    add_pairs(parser)
+    parser.add_argument("sources", type=Path, nargs="+", metavar="A", help=SOURCES_HELP)
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="WEIGHTS", help="weights file to write")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help="passes over the pairs (default: 1)")
@@ -45,11 +76,13 @@ def add_arguments(parser):
     parser.add_argument(
         "--start", metavar="photo|course|FILE", help=f"weights to begin with (default: fresh). {PURPOSES}"
     )
+    parser.add_argument("--loss", choices=LOSSES, default="l2", help="what is learnt: mean, median or mode; see above")
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run of the same command was")
     parser.add_argument("--validate", type=Path, nargs="+", metavar=("NOISY", "CLEAN"), help="also PSNR: " + PAIRS_HELP)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the curve: .png or .svg; needs matplotlib")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and all random draws (default: 0)")
     parser.add_argument("--force", action="store_true", help="overwrite WEIGHTS and its checkpoint")
-    parser.add_argument("--no-inspect", action="store_true", help="do not look at the pairs first")
+    parser.add_argument("--no-inspect", action="store_true", help="do not look at the pictures first; refuse none")
     parser.add_argument("--quiet", action="store_true", help="say nothing but warnings and errors")
     add_device(parser)
     add_limit(parser)
@@ -66,7 +99,7 @@ def squares(pairs):
     if isinstance(pairs, Stack):
         return pairs
     channels, *size = pairs.pair(0)[0].shape[1:]
-    side, first, second = min(SQUARE, *size), [], []
+    side, first, second, places = min(SQUARE, *size), [], [], []
     for number in range(len(pairs)):
         a, b = pairs.pair(number)
         if a.shape[1] != channels or min(a.shape[2:]) < side:
@@ -76,13 +109,19 @@ def squares(pairs):
             )
         for images, parts in ((a, first), (b, second)):
             parts.append(compact(cut(images, side)))
-    return Stack(torch.cat(first), torch.cat(second))
+        places += [(pairs.scenes[number], *corner) for corner in corners(*a.shape[2:], side)]
+    return Stack(torch.cat(first), torch.cat(second), torch.tensor(places))
 
 
 def cut(images, side):
     """(1, C, H, W) -> (M, C, side, side)."""
-    tops, lefts = (sorted({*range(0, size - side, side), size - side}) for size in images.shape[2:])
-    return torch.cat([images[:, :, top : top + side, left : left + side] for top in tops for left in lefts])
+    places = corners(*images.shape[2:], side)
+    return torch.cat([images[:, :, top : top + side, left : left + side] for top, left in places])
+
+
+def corners(height, width, side):
+    tops, lefts = (sorted({*range(0, size - side, side), size - side}) for size in (height, width))
+    return list(itertools.product(tops, lefts))
 
 
 def compact(values):
@@ -90,13 +129,25 @@ def compact(values):
 
 
 def held_out(stack, seed):
-    """Two `Stack`s: what is learnt from, and what is not; with few squares the latter is learnt from, too."""
-    order = torch.randperm(len(stack), generator=torch.Generator().manual_seed(seed))
-    count = min(HELD_MOST, len(stack) // HELD_SHARE)
-    if count == 0:
-        return stack, Stack(stack.first[:HELD_MOST], stack.second[:HELD_MOST]), False
-    held, learnt = order[:count], order[count:].sort().values
-    return Stack(stack.first[learnt], stack.second[learnt]), Stack(stack.first[held], stack.second[held]), True
+    """Two `Stack`s: what is learnt from, and what is not; with few squares the latter is learnt from, too.
+
+    Squares are held out by their place: all pairs of versions of one, and what overlaps with it is not learnt from.
+    """
+    places, numbers = stack.places.unique(dim=0, return_inverse=True)
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
+    chosen = order[: min(HELD_MOST, len(places) // HELD_SHARE)]
+    if not len(chosen):
+        return stack, evenly(stack), False
+    learnt = torch.ones(len(stack), dtype=torch.bool)
+    size = torch.tensor([1, *stack.first.shape[2:]])
+    for place in places[chosen]:
+        learnt &= ((stack.places - place).abs() >= size).any(1)
+    return stack[learnt], evenly(stack[torch.isin(numbers, chosen)]), True
+
+
+def evenly(stack):
+    """At most HELD_MOST of the pairs."""
+    return stack[:: -(-len(stack) // HELD_MOST)]
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -105,6 +156,8 @@ def held_out(stack, seed):
 class Run:
     """A training that stops and goes on: its steps, its place in the epoch, and its checkpoint."""
 
+    KEPT = ("steps", "place", "epoch", "start", "batch_size", "peak", "curve")
+
     def __init__(self, model, learnt, seed):
         self.model, self.start = model, model.pairs_seen
         model.noise = measure_noise(learnt.first, learnt.second)
@@ -112,6 +165,7 @@ class Run:
         self.pairs = Pairs(learnt.first, learnt.second, model.device)
         self.training = Training(model.network, recipe, seed + model.pairs_seen)
         self.steps, self.place, self.losses, self.order, self.epoch = None, 0, [], None, 0
+        self.curve = []  # figures of each epoch, by name
 
     def plan(self, epochs):
         """Chooses the batch size and the rates for so many passes, as `Model.train` does."""
@@ -143,7 +197,8 @@ class Run:
             self.order = torch.randperm(len(self.pairs), generator=training.generator)
         index = self.order[self.place : self.place + self.batch_size]
         factor = self.peak * lr_factor(training.steps, self.steps)
-        self.losses.append(training.step(*self.pairs.batch(index, training.generator), factor))
+        batch = self.pairs.batch(index, training.generator)
+        self.losses.append(training.step(*batch, factor, training.steps / self.steps))
         self.model.pairs_seen += len(index)
         self.place += len(index)
         if self.place < len(self.pairs) and training.steps < self.steps:
@@ -156,8 +211,7 @@ class Run:
         return mean
 
     def state_dict(self, key):
-        names = ("steps", "place", "epoch", "start", "batch_size", "peak")
-        state = {name: getattr(self, name) for name in names}
+        state = {name: getattr(self, name) for name in self.KEPT}
         order = torch.empty(0, dtype=torch.int64) if self.order is None else self.order
         losses = torch.stack(self.losses).cpu() if self.losses else torch.empty(0)
         state |= {"order": order, "losses": losses, "pairs_seen": self.model.pairs_seen, "key": key}
@@ -166,7 +220,7 @@ class Run:
     def load_state_dict(self, state, key):
         if state["key"] != key:
             raise ValueError(f"the checkpoint is of another run ({state['key']}, now {key}); --force starts anew")
-        for name in ("steps", "place", "epoch", "start", "batch_size", "peak"):
+        for name in self.KEPT:
             setattr(self, name, state[name])
         self.order = state["order"] if len(state["order"]) else None
         self.losses = list(state["losses"].to(self.model.device))
@@ -174,17 +228,24 @@ class Run:
         self.training.load_state_dict(state["training"])
 
 
-def standing(model, held):
-    """(loss, floor) of pairs, mean squared differences in [0, 1]: of predictions and the other image, and of noise.
+DIFFERENCES = {  # of two images in [0, 255], for each loss
+    "l2": mean_squared_error,
+    "l1": lambda image, other: (image - other).abs().mean().item() / 255,
+    "l0": lambda image, other: ((image - other).abs() > APART).float().mean().item(),
+}
 
-    Each image of a pair is predicted and compared with the other one, so that the floor, half the mean squared
-    difference of the pairs, holds for noise of unequal levels, too.
+
+def standing(model, held):
+    """Difference of predictions and the other noisy image, and of the two noisy images, in the sense of the loss.
+
+    Each image of a pair is predicted and compared with the other one, so that half the mean squared difference of the
+    noisy ones is the floor of the loss for noise of unequal levels, too.
     """
-    losses, count = 0.0, min(len(held), HELD_MOST)
-    first, second = (part[:count].float() for part in (held.first, held.second))
-    for noisy, other in ((first, second), (second, first)):
-        losses += mean_squared_error(model.predict(noisy, ensemble=False).cpu(), other) / 2
-    return losses, mean_squared_error(first, second) / 2
+    first, second = held.first.float(), held.second.float()
+    difference = DIFFERENCES[model.recipe.loss]
+    swapped = ((first, second), (second, first))
+    losses = [difference(model.predict(noisy, ensemble=False).cpu(), other) for noisy, other in swapped]
+    return sum(losses) / 2, difference(first, second)
 
 
 def validate(model, pairs):
@@ -194,15 +255,57 @@ def validate(model, pairs):
     return sum(psnr(mean_squared_error(model.predict(a, ensemble=False).cpu(), b)) for a, b in images) / len(numbers)
 
 
-def report(run, held, unseen, validation, seconds):
-    """The line that is said after an epoch; the network has its averaged weights."""
-    loss, floor = standing(run.model, held)
-    left = f"{psnr(loss - floor):.2f} dB" if loss > floor else "more dB than can be told"
-    line = f"epoch {run.epoch} of {math.ceil(run.steps / run.steps_an_epoch)}: training loss {run.mean_loss():.5f}; "
-    line += f"{'held-out' if unseen else 'same'} pairs: loss {loss:.5f}, floor {floor:.5f}, so {left}"
+def facts(run, held, floored, validation):
+    """The figures of an epoch by name; the network has its averaged weights. `floored`: the loss has a floor."""
+    loss, noisy = standing(run.model, held)
+    figures = {"training loss": run.mean_loss(), "loss": loss}
+    figures |= {"floor": noisy / 2} if floored else {"noisy": noisy}
+    if floored and loss > noisy / 2:
+        figures["dB"] = psnr(loss - noisy / 2)
     if validation is not None:
-        line += f"; validation {validate(run.model, validation):.2f} dB"
+        figures["validation"] = validate(run.model, validation)
+    return figures
+
+
+def in_words(figures, run, unseen, seconds):
+    """The line that is said after an epoch."""
+    line = f"epoch {run.epoch} of {math.ceil(run.steps / run.steps_an_epoch)}: "
+    line += f"training loss {figures['training loss']:.5f}; {'held-out' if unseen else 'same'} pairs: "
+    if "floor" in figures:
+        left = f"{figures['dB']:.2f} dB" if "dB" in figures else "more dB than can be told"
+        line += f"loss {figures['loss']:.5f}, floor {figures['floor']:.5f}, so {left}"
+    else:
+        what = {"l2": "loss", "l1": "mean difference", "l0": f"share more than {APART} of 255 apart"}
+        line += f"{what[run.model.recipe.loss]} {figures['loss']:.5f}, of the noisy ones {figures['noisy']:.5f}"
+    if "validation" in figures:
+        line += f"; validation {figures['validation']:.2f} dB"
     return f"{line}; {seconds:.0f} s"
+
+
+def need_figure():
+    """matplotlib's class of figures; unlike pyplot, it needs no screen and changes nothing global."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("--plot needs matplotlib: pip install 'noise2noise-miniproject[plot]'") from error
+    return Figure
+
+
+def plot(path, curve):
+    """Draws the figures of the epochs, those in dB below the others; the file appears whole or not at all."""
+    figure = need_figure()(figsize=(7, 6), layout="constrained")
+    panels = [("training loss", "loss", "floor", "noisy"), ("dB", "validation")]
+    panels = [names for names in panels if any(name in figures for name in names for figures in curve)]
+    for axes, names in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for name in names:
+            points = [(epoch, figures[name]) for epoch, figures in enumerate(curve, 1) if name in figures]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=".", label=name)
+        axes.set_ylabel("dB" if "dB" in names else "loss")
+        axes.set_xlabel("epoch")
+        axes.legend()
+    with whole_file(path, overwrite=True) as file:
+        figure.savefig(file, format=path.suffix[1:].lower())
 
 
 # ---------------------------------------------------------------------------------------------- the command
@@ -211,20 +314,31 @@ def report(run, held, unseen, validation, seconds):
 def run(options):
     checkpoint = options.out.with_name(options.out.name + ".checkpoint")
     check_files(options, checkpoint)
-    pairs = open_pairs(options.first, options.second, options.max_megapixels)
+    pairs = open_sources(options.sources, options.max_megapixels)
     validation = open_pairs(*options.validate) if options.validate else None
+    singles = isinstance(pairs, Singles)
     if not options.no_inspect:
-        warn(pairs, options)
+        look = look_at_singles if singles else warn
+        look(pairs, options)
     learnt, held, unseen = held_out(squares(pairs), options.seed)
     training = Run(make_model(options, learnt.first.shape[1]), learnt, options.seed)
     key = f"{tuple(learnt.first.shape)}, seed {options.seed}, start {options.start}, length {length(options)}"
+    key += f", loss {options.loss}"
     if options.resume:
         training.load_state_dict(read_checkpoint(checkpoint), key)
     elif options.minutes:
         training.plan_minutes(options.minutes)
     else:
         training.plan(options.epochs or 1)
-    learn(training, options, checkpoint, key, lambda seconds: report(training, held, unseen, validation, seconds))
+    floored = options.loss == "l2" and not singles
+
+    def report(seconds):
+        training.curve.append(facts(training, held, floored, validation))
+        if options.plot:
+            plot(options.plot, training.curve)
+        return in_words(training.curve[-1], training, unseen, seconds)
+
+    learn(training, options, checkpoint, key, report)
     checkpoint.unlink(missing_ok=True)
     return 0
 
@@ -232,6 +346,12 @@ def run(options):
 def check_files(options, checkpoint):
     if (options.epochs is not None and options.epochs < 1) or (options.minutes is not None and not options.minutes > 0):
         raise ValueError("--epochs takes at least 1, --minutes more than 0")
+    if options.plot:
+        need_figure()
+        if options.plot.suffix.lower() not in (".png", ".svg"):
+            raise ValueError(f"--plot takes a name that ends in .png or .svg; got {options.plot}")
+        if options.plot.exists() and not options.resume and not options.force:
+            raise FileExistsError(f"{options.plot} exists; --force overwrites")
     if options.resume and not checkpoint.exists():
         raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist")
     if not options.resume and not options.force:
@@ -251,13 +371,26 @@ def warn(pairs, options):
     findings = inspect_pairs(pairs, try_weights=False)
     say([f for f in findings if f.verdict != FINE or not options.quiet], file=sys.stderr)
     if not fit(findings):
-        print("warning: these pairs are not fit for Noise2Noise as they are; see BAD above", file=sys.stderr)
+        note = "" if options.loss == "l2" else f"; exposure and clipping matter less to --loss {options.loss}"
+        print(f"warning: these pairs are not fit for Noise2Noise as they are; see BAD above{note}", file=sys.stderr)
+
+
+def look_at_singles(singles, options):
+    """Says whether neighbouring pixels make pairs; ValueError where they do not."""
+    numbers = range(0, len(singles.names), -(-len(singles.names) // SINGLES_LOOKED_AT))
+    finding = on_single(map(singles.read, numbers))
+    if finding.verdict == BAD:
+        raise ValueError(f"{len(singles.names)} single pictures: {finding.text}")
+    if not options.quiet:
+        say([finding], file=sys.stderr)
 
 
 def make_model(options, channels):
     if options.start is None:
-        return Model(in_channels=channels, seed=options.seed, device=options.device)
+        recipe = Recipe(loss=options.loss)
+        return Model(in_channels=channels, recipe=recipe, seed=options.seed, device=options.device)
     model = load_model(options.start, options.device)
+    model.recipe = replace(model.recipe, loss=options.loss)
     if model.in_channels != channels:
         raise ValueError(f"--start {options.start} is for {model.in_channels} channels; the pairs have {channels}")
     return model

@@ -209,7 +209,7 @@ def test_what_is_no_pair_is_said(tmp_path, capsys):
         (["bad.pkl"], "not readable"),
         (["missing"], "no such file"),
         (["empty", "empty"], "has a namesake"),
-        (["empty", "bad.pkl"], "two files or two folders"),
+        (["empty", "bad.pkl"], "all files or all folders"),
         (["empty"], "need two files"),
     ):
         assert main(["inspect", *(f"{tmp_path}/{name}" for name in given)]) == 1

@@ -5,13 +5,14 @@ import itertools
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from Miniproject_1.__main__ import main
-from Miniproject_1.commands import evaluate, pairs, train
+from Miniproject_1.commands import evaluate, inspect, pairs, train
 from Miniproject_1.model import Model, read_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,9 +188,249 @@ def test_the_floor_holds_for_unequal_noise():
     clean, _, _ = data(30, 32)
     generator = torch.Generator().manual_seed(5)
     first, second = (clean + level * torch.randn(clean.shape, generator=generator) for level in (5, 25))
-    loss, floor = train.standing(Model(width=8), pairs.Stack(first.clamp(0, 255), second.clamp(0, 255)))
-    assert floor == pytest.approx((5**2 + 25**2) / 2 / 255**2, rel=0.03)
-    assert loss - floor == pytest.approx((5**2 + 25**2) / 2 / 255**2, rel=0.03)
+    loss, noisy = train.standing(Model(width=8), pairs.Stack(first.clamp(0, 255), second.clamp(0, 255)))
+    assert noisy / 2 == pytest.approx((5**2 + 25**2) / 2 / 255**2, rel=0.03)
+    assert loss - noisy / 2 == pytest.approx((5**2 + 25**2) / 2 / 255**2, rel=0.03)
+
+
+# ---------------------------------------------------------------------------------------------- several versions
+
+
+def write(path, image):
+    """A grey (1, H, W) in [0, 255] as a PNG."""
+    pytest.importorskip("PIL")
+    pytest.importorskip("numpy")
+    from Miniproject_1.commands import images
+
+    pixels = image.round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+    images.write_picture(images.Picture(pixels, "grey", False, (0, 255)), path)
+
+
+def values(opened):
+    """The mean grey values of all pairs, which tell the versions apart."""
+    return [tuple(round(image.mean().item()) for image in opened.pair(number)) for number in range(len(opened))]
+
+
+def flat(value, size=20):
+    return torch.full((1, size, size), float(value))
+
+
+@pytest.mark.parametrize(("count", "pairs_of"), [(2, [(0, 1)]), (3, [(0, 1), (1, 2), (2, 0)]), (40, None)])
+def test_versions_are_paired_in_a_ring(count, pairs_of):
+    found = pairs.ring(list(range(count)))
+    assert found == (pairs_of or [*((n, n + 1) for n in range(count - 1)), (count - 1, 0)])
+
+
+def test_versions_come_in_folders_by_name_or_in_one_folder_a_scene(tmp_path):
+    for folder, names in (("a", "xyz"), ("b", "xy"), ("c", "x")):
+        for name in names:
+            write(tmp_path / folder / f"{name}.png", flat({"a": 10, "b": 20, "c": 30}[folder] + ord(name) - ord("x")))
+    opened = pairs.open_sources([tmp_path / name for name in "abc"])
+    assert values(opened) == [(10, 20), (20, 30), (30, 10), (11, 21)]
+    assert [opened.scenes, opened.names] == [(0, 0, 0, 1), ("x", "x", "x", "y")]
+    opened = pairs.open_sources([tmp_path / name / "x.png" for name in "abc"])
+    assert values(opened) == [(10, 20), (20, 30), (30, 10)]
+    (tmp_path / "c" / "x.png").rename(tmp_path / "b" / "z.png")
+    (tmp_path / "c").rmdir()
+    opened = pairs.open_sources([tmp_path])
+    assert opened.names == ("a", "a", "a", "b", "b", "b") and opened.scenes == (0, 0, 0, 1, 1, 1)
+
+
+def test_a_folder_is_either_of_scenes_or_of_single_pictures(tmp_path):
+    with pytest.raises(ValueError, match="no picture"):
+        pairs.open_sources([tmp_path])
+    write(tmp_path / "one" / "1.png", flat(1))
+    with pytest.raises(ValueError, match="needs two versions of its scene; one has one picture"):
+        pairs.open_sources([tmp_path])
+    write(tmp_path / "2.png", flat(2))
+    with pytest.raises(ValueError, match="got 1 in itself and 1 sub-folders"):
+        pairs.open_sources([tmp_path])
+    (tmp_path / "one" / "1.png").rename(tmp_path / "1.png")
+    opened = pairs.open_sources([tmp_path])
+    assert isinstance(opened, pairs.Singles) and opened.names == ["1.png", "2.png"]
+
+
+def test_arrays_have_versions_too(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    for name in "abc":
+        numpy.save(tmp_path / f"{name}.npy", numpy.full((2, 9, 7), ord(name), "uint8"))
+    opened = pairs.open_sources([tmp_path / f"{name}.npy" for name in "abc"])
+    assert values(opened) == [(97, 98)] * 2 + [(98, 99)] * 2 + [(99, 97)] * 2
+    assert opened.places[:, 0].tolist() == [0, 1] * 3
+    assert isinstance(pairs.open_sources([tmp_path / "a.npy"]), pairs.Singles)
+    numpy.save(tmp_path / "c.npy", numpy.full((2, 9, 7), 1.0))
+    with pytest.raises(ValueError, match="one type of values; got uint8 and float64"):
+        pairs.open_sources([tmp_path / f"{name}.npy" for name in "abc"])
+
+
+def test_nothing_that_is_held_out_is_learnt_from():
+    """Every pixel has a value of its own, the same in all versions."""
+    size, versions = (700, 1000), 3
+    image = torch.arange(math.prod(size), dtype=torch.float32).view(1, 1, *size) + 0.5
+
+    class Versions:
+        scenes = list(range(2)) * versions
+
+        def __len__(self):
+            return len(self.scenes)
+
+        def name(self, number):
+            return str(number)
+
+        def pair(self, number):
+            return 2 * (image + self.scenes[number] * image.numel(),)
+
+    stack = train.squares(Versions())
+    assert len(stack) == 2 * 6 * 8 * versions
+    learnt, held, unseen = train.held_out(stack, seed=0)
+    assert unseen and len(held) == 4 * versions  # one place of twenty
+    assert not torch.isin(held.first, learnt.first).any()
+    assert len(learnt) > 0.8 * len(stack)
+
+
+def test_the_ring_is_trained_on(tmp_path, capsys):
+    for number in range(3):
+        clean = data(1, 150, channels=1, seed=number)[0]
+        noise = torch.randn(3, 1, 150, 150, generator=torch.Generator().manual_seed(number))
+        for version in range(3):
+            write(tmp_path / "scenes" / str(number) / f"{version}.png", clean[0] + 25 * noise[version])
+    assert main(["train", f"{tmp_path}/scenes", "-o", f"{tmp_path}/new.pth", "--epochs", "1"]) == 0
+    assert read_weights(tmp_path / "new.pth")["pairs_seen"] > 100
+    assert re.search(r"floor 0\.00[89]\d+, so \d+", capsys.readouterr().out)
+
+
+# ---------------------------------------------------------------------------------------------- single pictures
+
+
+def test_neighbours_of_a_cell_make_a_pair():
+    image = torch.arange(3 * 8 * 7.0).view(1, 3, 8, 7)
+    singles = pairs.Singles(["one"], lambda number: image)
+    assert len(singles) == pairs.DRAWS and singles.scenes == [0] * pairs.DRAWS
+    seen = set()
+    for number in range(len(singles)):
+        first, second = singles.pair(number)
+        assert first.shape == second.shape == (1, 3, 4, 3)
+        cells = image[..., :6].unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)
+        assert (cells == first[..., None]).any(-1).all() and (cells == second[..., None]).any(-1).all()
+        distance = (first - second).abs()
+        assert torch.isin(distance, torch.tensor([1.0, 7.0])).all()  # beside or below each other, never diagonal
+        assert torch.equal(distance, distance[:, :1].expand_as(distance))  # alike in all channels
+        seen |= {frozenset(pair) for pair in zip(first.flatten().tolist(), second.flatten().tolist(), strict=True)}
+    assert len(seen) == 3 * 4 * 3 * 4  # the four pairs of each cell, one in each draw
+    with pytest.raises(ValueError, match="at least 2 pixels a side; thin is not"):
+        pairs.Singles(["thin"], lambda number: image[:, :, :1]).pair(0)
+
+
+def single_pictures(folder, noise, count=8, size=192):
+    """Writes noisy pictures and clean ones below a folder; returns the mean PSNR of the noisy ones."""
+    found = []
+    for number in range(count):
+        clean = data(1, size, channels=1, seed=number)[0][0]
+        noisy = clean + noise(torch.randn(clean.shape, generator=torch.Generator().manual_seed(number)))
+        write(folder / "noisy" / f"{number}.png", noisy)
+        write(folder / "clean" / f"{number}.png", clean)
+        found.append(evaluate.psnr(evaluate.mean_squared_error(noisy.clamp(0, 255), clean)))
+    return sum(found) / count
+
+
+def test_single_pictures_with_white_noise_teach(tmp_path, capsys):
+    before = single_pictures(tmp_path, lambda white: 25 * white)
+    command = ["train", f"{tmp_path}/noisy", "-o", f"{tmp_path}/new.pth", "--epochs", "6"]
+    assert main([*command, "--validate", f"{tmp_path}/noisy", f"{tmp_path}/clean"]) == 0
+    said = capsys.readouterr()
+    assert "fine independence" in said.err
+    line = said.out.splitlines()[-1]
+    loss, noisy, after = map(
+        float, re.search(r"loss ([\d.]+), of the noisy ones ([\d.]+); .* ([\d.]+) dB", line).groups()
+    )
+    assert "floor" not in line and loss < 0.7 * noisy
+    assert after > before + 6
+
+
+def blurred(white):
+    return 60 * torch.nn.functional.avg_pool2d(white[None], 3, 1, 1)[0]
+
+
+def test_single_pictures_with_correlated_noise_are_refused(tmp_path, capsys):
+    single_pictures(tmp_path, blurred, count=2)
+    command = ["train", f"{tmp_path}/noisy", "-o", f"{tmp_path}/new.pth"]
+    assert main(command) == 1
+    assert "not independent between pixels" in capsys.readouterr().err
+    assert not (tmp_path / "new.pth").exists()
+    assert main([*command, "--no-inspect", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("noise", "verdict"),
+    [
+        (lambda white: 5 * white, "fine"),
+        (lambda white: 40 * white, "fine"),
+        (blurred, "BAD"),
+        (lambda white: 20 * (white + 0.3 * white.roll(1, 2)), "BAD"),
+        (lambda white: 20 * white[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2), "BAD"),
+        (lambda white: 20 * white + 20 * white.roll(2, 1), "BAD"),
+    ],
+)
+def test_independence_is_told_from_single_pictures(noise, verdict):
+    clean = data(1, 256)[0]
+    white = torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(1))
+    finding = inspect.on_single([clean + noise(white)])
+    assert finding.verdict == verdict, finding
+
+
+@pytest.mark.parametrize("picture", [flat(255, 200), flat(100, 30)])
+def test_what_cannot_be_told_is_refused(picture):
+    finding = inspect.on_single([picture[None]])
+    assert finding.verdict == "BAD" and "too few areas" in finding.text
+
+
+# ---------------------------------------------------------------------------------------------- losses and the plot
+
+
+@pytest.mark.parametrize(("loss", "what"), [("l1", "mean difference"), ("l0", "share more than 10 of 255 apart")])
+def test_other_losses_have_no_floor(files, loss, what, capsys):
+    assert main(command(files, "--loss", loss, "--no-inspect")) == 0
+    line = capsys.readouterr().out
+    assert re.search(rf"{what} [\d.]+, of the noisy ones [\d.]+; \d+ s", line) and "floor" not in line
+    level = 30 * math.sqrt(2)  # of the difference of two noisy ones
+    expected = {"l1": level * math.sqrt(2 / math.pi) / 255, "l0": 1 - math.erf(10.5 / level / math.sqrt(2))}[loss]
+    assert float(re.search(r"noisy ones ([\d.]+)", line).group(1)) == pytest.approx(expected, rel=0.05)
+
+
+def test_the_curve_is_drawn_and_survives_an_interruption(files, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    curves, plot = [], train.plot
+    monkeypatch.setattr(train, "plot", lambda path, curve: curves.append(list(curve)) or plot(path, curve))
+    arguments = "--epochs", "3", "--no-inspect", "--plot", f"{files}/curve.svg", "--loss", "l0"
+    step = train.Run.step
+
+    def interrupted(self):
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+        return step(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.Run, "step", interrupted)
+        assert main(command(files, *arguments)) == 130
+    assert main(command(files, *arguments, "--resume")) == 0
+    assert [len(curve) for curve in curves] == [1, 2, 3] and curves[2][:2] == curves[1]
+    assert main(command(files, *arguments, "--force", out="other.pth")) == 0
+    assert curves[5] == curves[2]  # the loss l0 anneals by the step, not by the start
+    assert "training loss" in (files / "curve.svg").read_text() and not list(files.glob(".noise2noise*"))
+    assert main(command(files, "--plot", f"{files}/curve.svg", out="third.pth")) == 1
+    assert "curve.svg exists; --force" in capsys.readouterr().err
+    assert main(command(files, "--plot", f"{files}/curve.jpg", out="third.pth")) == 1
+    assert "ends in .png or .svg" in capsys.readouterr().err
+    figures = {"training loss": 0.1, "loss": 0.2, "floor": 0.1, "dB": 20.0, "validation": 19.0}
+    plot(files / "both.png", [figures, figures])
+    assert (files / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_missing_matplotlib_is_said_before_training(files, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(command(files, "--plot", f"{files}/curve.png")) == 1
+    assert "noise2noise-miniproject[plot]" in capsys.readouterr().err
+    assert not (files / "new.pth").exists()
 
 
 # ---------------------------------------------------------------------------------------------- evaluate

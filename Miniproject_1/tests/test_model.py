@@ -311,6 +311,57 @@ def test_an_image_that_goes_wrong_cannot_outweigh_the_others():
     assert loss.item() == pytest.approx(2 * 0.02, rel=1e-3)  # at most
 
 
+def test_powers_are_least_at_mean_median_and_mode():
+    noisy = torch.tensor([0.2, 0.2, 0.3, 0.4, 1.0]).view(5, 1, 1, 1)
+    guesses = torch.arange(101) / 100
+    for power, best in ((2, 0.42), (1, 0.3), (0.05, 0.2)):
+        losses = torch.stack([project.power_loss(guess, noisy, power) for guess in guesses])
+        assert guesses[losses.argmin()].item() == pytest.approx(best)
+
+
+def test_l0_leaves_no_pixel_all_the_say():
+    """Errors of a float32's last digit must not outweigh those of a grey value, at any power."""
+    for power in (1.5, 1.0, 0.5, 1e-4):
+        prediction = torch.tensor([1e-7, 1 / 255], requires_grad=True)
+        loss = project.power_loss(prediction, torch.zeros(2), power)
+        (gradient,) = torch.autograd.grad(loss, prediction)
+        assert loss.isfinite() and 0 < gradient[0] < 10 * gradient[1]
+
+
+def psnr_after(noise, loss, clean, epochs, width):
+    """Mean PSNR of what is learnt from two noisy versions of clean images, on fresh noise."""
+    model = Model(width=width, recipe=Recipe(loss=loss))
+    model.train(noise(clean, 1), noise(clean, 2), epochs)
+    errors = (model.predict(noise(clean, 3), False) - clean).div(255).square().mean((1, 2, 3))
+    return -10 * errors.log10().mean().item()
+
+
+def impulses(clean, seed):
+    """60 % of the pixels have a random colour."""
+    generator = torch.Generator().manual_seed(seed)
+    hit = torch.rand(len(clean), 1, *clean.shape[2:], generator=generator) < 0.6
+    return torch.where(hit, 255 * torch.rand(clean.shape, generator=generator), clean)
+
+
+def white_dashes(clean, seed):
+    """A quarter of the pixels is covered by short white lines."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.rand(len(clean), 1, *clean.shape[2:], generator=generator) < 0.06
+    return clean.masked_fill(F.max_pool2d(start.float(), (1, 5), 1, (0, 2)) > 0, 255)
+
+
+def test_the_mode_ignores_impulses_and_the_mean_does_not():
+    tones = torch.rand(64, 1, 2, 2, generator=torch.Generator().manual_seed(0)) < 0.5
+    clean = 30 + 200 * F.interpolate(tones.float(), (16, 16)).expand(-1, 3, -1, -1)
+    mean, mode = (psnr_after(impulses, loss, clean, 120, 16) for loss in ("l2", "l0"))
+    assert mode > mean + 2
+
+
+def test_the_median_ignores_overlaid_lines_and_the_mean_does_not():
+    mean, median = (psnr_after(white_dashes, loss, smooth_images(64), 12, 8) for loss in ("l2", "l1"))
+    assert median > mean + 2
+
+
 def test_newton_schulz_brings_singular_values_near_one():
     matrices = torch.randn(3, 24, 216, generator=torch.Generator().manual_seed(0))
     for m in (matrices, matrices.mT):
@@ -344,6 +395,8 @@ def test_bfloat16_learns_as_well(monkeypatch):
         {"swap_pixels": True},
         {"negatives": False},
         {"variance_floor": None},
+        {"loss": "l1"},
+        {"loss": "l0"},
     ],
     ids=str,
 )
@@ -357,10 +410,10 @@ def test_every_setting_of_the_recipe_counts(change):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"batch_size": 0}, {"ema_decay": 1.0}, {"muon_lr": -1e-3}, {"variance_floor": -1.0}]
+    "setting", [{"batch_size": 0}, {"ema_decay": 1.0}, {"muon_lr": -1e-3}, {"variance_floor": -1.0}, {"loss": "l3"}]
 )
 def test_settings_that_cannot_learn_are_refused(setting):
-    with pytest.raises(ValueError, match=f"Recipe needs .*{next(iter(setting))}={next(iter(setting.values()))}"):
+    with pytest.raises(ValueError, match=f"Recipe needs .*{next(iter(setting))}={next(iter(setting.values()))!r}"):
         Recipe(**setting)
 
 
