@@ -57,6 +57,7 @@ from Miniproject_1.model import (
     measure_noise,
     save_atomically,
 )
+from Miniproject_1.others.data import read_checkpoint
 
 SQUARE = 128  # pixels a side: large pictures are cut into such squares
 HELD_SHARE, HELD_MOST = 20, 128  # one square of so many, and at most so many, are not learnt from
@@ -394,13 +395,6 @@ def make_model(options, channels):
     if model.in_channels != channels:
         raise ValueError(f"--start {options.start} is for {model.in_channels} channels; the pairs have {channels}")
     return model
-
-
-def read_checkpoint(path):
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files make torch.load raise half a dozen kinds
-        raise ValueError(f"{path} is not a readable checkpoint: {error}; --force starts anew") from error
 
 
 def learn(training, options, checkpoint, key, report):

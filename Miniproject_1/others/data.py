@@ -559,6 +559,16 @@ def check_writable(path):
         raise ValueError(f"{path} cannot be written: {error.strerror or error}; choose another place") from error
 
 
+def read_checkpoint(path):
+    """What `save_atomically` wrote of a training that was stopped; ValueError names a file that is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # damaged files make torch.load raise half a dozen kinds
+        raise ValueError(f"{path} is not a readable checkpoint: {error}; remove it to start anew") from error
+
+
 def psnr(images, clean):
     """The grader's PSNR in dB: the mean over images of each one's PSNR; both (N, C, H, W) in [0, 255]."""
     return psnr_of_each(images, clean).mean().item()

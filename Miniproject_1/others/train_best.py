@@ -46,6 +46,7 @@ from Miniproject_1.others.data import (
     plain_errors,
     positive,
     psnr,
+    read_checkpoint,
     read_pairs,
     summary,
 )
@@ -164,15 +165,13 @@ def report(path, validation, model_class=Model):
 
 def resume(training, checkpoint):
     """(rounds done, pairs seen before them) from a checkpoint, with which the training goes on."""
+    state = read_checkpoint(checkpoint)
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         training.load_state_dict(state["training"])
         return state["round"], state["start"]
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # damaged files make torch raise half a dozen kinds
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{checkpoint} is damaged or of a run with other settings; give those, another --out, or remove it"
+            f"{checkpoint} is of a run with other settings; give those, another --out, or remove it"
         ) from error
 
 

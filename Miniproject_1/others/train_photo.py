@@ -33,7 +33,16 @@ import torch
 import torch.nn.functional as F
 
 from Miniproject_1.model import Model, Recipe, Training, lr_factor, read_weights, save_atomically
-from Miniproject_1.others.data import check_writable, load_photo, photo_files, plain_errors, positive, summary, tell
+from Miniproject_1.others.data import (
+    check_writable,
+    load_photo,
+    photo_files,
+    plain_errors,
+    positive,
+    read_checkpoint,
+    summary,
+    tell,
+)
 from Miniproject_1.others.photo_noise import Mixture, noisy_and_mean, uniform
 from Miniproject_1.others.train_best import grow
 
@@ -154,8 +163,7 @@ def resume(training, path, settings, mixture):
     """
     if not path.exists():
         return
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    given = recorded(settings, mixture)
+    state, given = read_checkpoint(path), recorded(settings, mixture)
     saved = {name: state[name] for name in given}
     if saved | {"settings": saved["settings"] | {"steps": settings.steps}} != given:
         raise ValueError(f"{path.name} is of other settings, {saved}; give the same ones, or another --out")

@@ -129,6 +129,12 @@ def test_other_settings_do_not_continue_a_checkpoint(run):
         run("a.pth", mixture=dataclasses.replace(MIXTURE, camera=0.9))
 
 
+def test_a_damaged_checkpoint_is_named(run, tmp_path):
+    (tmp_path / "a.pth.checkpoint").write_bytes(b"PK no")
+    with pytest.raises(ValueError, match=r"a\.pth\.checkpoint is not a readable checkpoint"):
+        run("a.pth")
+
+
 def test_a_run_may_become_longer(run):
     run("a.pth", limit=2)
     assert run("a.pth", dataclasses.replace(TINY, steps=6)).pairs_seen == 6 * TINY.batch_size
