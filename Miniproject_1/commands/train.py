@@ -20,10 +20,11 @@ the prediction and the other noisy picture. Its floor is the noise of that pictu
 the pairs, and what is left is the error against the clean pictures that nobody has: so the dB are known without them.
 
 --loss l2 removes noise whose mean is 0; l1 noise whose median is 0, such as text over less than half of a picture; l0
-noise whose mode is 0: random values in more than half of the pixels, with much material and long training. These two
-have no floor, nor have single pictures, whose neighbours differ: what is said instead is the same difference between
-the noisy pictures themselves, for l1 the mean absolute one, for l0 the share of values more than 10 of 255 apart.
---validate tells the dB then.
+noise whose mode is 0: random values in more than half of the pixels, with much material and long training (a short one
+does worse than l2), and never text or lines of one colour, which become the mode themselves. These two have no floor,
+nor have single pictures, whose neighbours differ: what is said instead is the same difference between the noisy
+pictures themselves, for l1 the mean absolute one, for l0 the share of values more than 10 of 255 apart. --validate
+tells the dB then.
 
 WEIGHTS always holds the averaged weights of the last epoch. WEIGHTS.checkpoint, removed at the end, holds all that
 --resume needs to go on as if nothing had happened, to the last bit on the same machine.
