@@ -760,7 +760,12 @@ class Training:
 
         Returns the loss as a 0-d tensor on the device; reading it waits for the device.
         """
-        noisy_a, noisy_b = augment(noisy_a, noisy_b, self.recipe, self.generator)
+        loss = self.backward(*augment(noisy_a, noisy_b, self.recipe, self.generator), progress)
+        self._update(lr_factor)
+        return loss
+
+    def backward(self, noisy_a, noisy_b, progress):
+        """Gradients of the loss, a mean over a batch of augmented pairs; returns the loss without its graph."""
         with self.autocast:
             prediction = forward_any_size(self.network, noisy_a)
         if self.recipe.loss == "l2":
@@ -768,7 +773,6 @@ class Training:
         else:
             loss = power_loss(prediction.float(), noisy_b, 1 if self.recipe.loss == "l1" else 2 * (1 - progress))
         loss.backward()
-        self._update(lr_factor)
         return loss.detach()
 
     def _update(self, lr_factor):

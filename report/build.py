@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from report import records
@@ -144,6 +145,9 @@ def main(arguments=None):
     write(HERE / "build.json", (json.dumps(state, indent=1) + "\n").encode())
     for name, entry in reports.items():
         print(f"{name}: {entry['pages']} pages, text on {entry['text_pages']}", *entry["warnings"], sep="\n  ")
+    too_long = [name for name, entry in reports.items() if entry["text_pages"] > MOST_PAGES]
+    if too_long:
+        sys.exit(f"the text may fill {MOST_PAGES} pages: shorten {' and '.join(too_long)}")
 
 
 if __name__ == "__main__":

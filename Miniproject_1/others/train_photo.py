@@ -44,7 +44,7 @@ from Miniproject_1.others.data import (
     tell,
 )
 from Miniproject_1.others.photo_noise import Mixture, noisy_and_mean, uniform
-from Miniproject_1.others.train_best import grow
+from Miniproject_1.others.train_best import grow, revive
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Settings:
     variance_floor: float = 2e-3  # inverse-variance weighting of the patches
     reduced: float = 0.5  # share of the patches that come from reduced photographs
     smallest: float = 0.4  # the smallest factor by which a photograph is reduced
+    revive: int = 0  # 1: hidden units that sleep begin again; see `revive` in train_best.py
     seed: int = 0
 
     def __post_init__(self):
@@ -175,6 +176,13 @@ def recorded(settings, mixture):
     return {"settings": dataclasses.asdict(settings), "mixture": dataclasses.asdict(mixture)}
 
 
+def noisy_patches(patches, settings, mixture, count=8):
+    """`count` batches as the network sees them: float32 (B, 3, patch, patch)."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    batches = [noisy_and_mean(patches.draw(generator), generator, mixture)[0] for _ in range(count)]
+    return torch.cat(batches)
+
+
 def make_model(settings, start=None):
     """A fresh model, or that of a weights file; blocks that its network lacks begin as the identity.
 
@@ -207,6 +215,9 @@ def train(patches, settings, mixture, out, *, start=None, every=250, limit=None)
     out.parent.mkdir(parents=True, exist_ok=True)
     model = make_model(settings, start)
     seen_before = model.pairs_seen
+    if settings.revive:
+        noisy = noisy_patches(patches, settings, mixture)
+        print(f"{revive(model.network, noisy, settings.seed)} hidden units slept", flush=True)
     training = Training(model.network, model.recipe, settings.seed)
     resume(training, checkpoint, settings, mixture)
     last = min(settings.steps, limit or settings.steps)

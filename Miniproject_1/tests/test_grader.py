@@ -802,8 +802,8 @@ def test_right_blocks_agree(grader, blocks):
 def test_other_rounding_order_fails_plain_allclose(grader, blocks):
     def forward(self, x):
         count, rows = len(x), self.weight.flatten(1)
-        sums = rows @ torch.nn.functional.unfold(x, 3) + self.bias[:, None]
-        return sums.view(count, len(rows), x.shape[2] - 2, x.shape[3] - 2)
+        sums = rows.double() @ torch.nn.functional.unfold(x, 3).double() + self.bias[:, None]
+        return sums.float().view(count, len(rows), x.shape[2] - 2, x.shape[3] - 2)  # rounded once, on any processor
 
     blocks.Conv2d.forward = forward
     faults = [grader.plain_faults(blocks, grader.PLAIN_CASES["Conv2d(3, 3, 3)"], seed) for seed in range(20)]

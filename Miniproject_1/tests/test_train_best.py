@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from Miniproject_1.model import Model
+from Miniproject_1.model import Model, ResidualBlock
 from Miniproject_1.others import data, train_best
 
 
@@ -147,3 +147,33 @@ def test_each_run_of_the_shipped_weights_starts_where_the_one_before_ended():
     shipped = Model()
     shipped.load_pretrained_model()
     assert sizes.items() <= shipped.sizes.items()
+
+
+@pytest.mark.parametrize("equivariant", [True, False])
+def test_sleeping_units_begin_again(equivariant):
+    network = Model(width=16, blocks=2, equivariant=equivariant).network
+    blocks = {name: module for name, module in network.named_modules() if isinstance(module, ResidualBlock)}
+    with torch.no_grad():
+        torch.nn.init.normal_(network.last.weight, std=0.1)
+        blocks["encode.1"].first.bias.fill_(-100)  # all asleep
+        blocks["inner.0"].first.bias[8:16] = -100  # eight of 32
+        awake = blocks["inner.0"].first.weight[:8].clone()
+        noisy = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        before = network(noisy)
+        slept = train_best.revive(network, noisy, seed=0)
+        hidden = torch.relu(blocks["encode.1"].first(torch.rand(4, 16, 16, 16)))
+        assert slept >= 24 and torch.equal(blocks["inner.0"].first.weight[:8], awake)
+        torch.testing.assert_close(network(noisy), before, rtol=0, atol=2e-3)
+        assert (hidden > 0).any() and train_best.revive(network, noisy, seed=0) < slept
+    assert {p.requires_grad for block in blocks.values() for p in [block.first.bias]} == {False}
+
+
+def test_a_training_that_revives_continues_exactly(run, monkeypatch):
+    _, straight = run("straight.pth", ["--revive"])
+    with monkeypatch.context() as patch:
+        patch.setattr(train_best, "report", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("stopped.pth", ["--revive"])
+    _, continued = run("stopped.pth", ["--revive"])
+    _, other = run("other.pth")
+    assert torch.equal(continued, straight) and not torch.equal(other, straight)
