@@ -26,6 +26,10 @@ nor have single pictures, whose neighbours differ: what is said instead is the s
 pictures themselves, for l1 the mean absolute one, for l0 the share of values more than 10 of 255 apart. --validate
 tells the dB then.
 
+On several GPUs, each computes a part of every batch, with the same result but for rounding:
+
+    torchrun --nproc-per-node 2 -m Miniproject_1 train first/ second/ -o mine.pth
+
 WEIGHTS always holds the averaged weights of the last epoch. WEIGHTS.checkpoint, removed at the end, holds all that
 --resume needs to go on as if nothing had happened, to the last bit on the same machine.
 """
@@ -46,6 +50,7 @@ from Miniproject_1.commands.images import whole_file
 from Miniproject_1.commands.inspect import BAD, FINE, fit, inspect_pairs, on_single, say
 from Miniproject_1.commands.pairs import PAIRS_HELP, SOURCES_HELP, Singles, Stack, open_pairs, open_sources
 from Miniproject_1.commands.progress import progress_bar
+from Miniproject_1.commands.ranks import SharedTraining, from_first, in_group, is_first, process_group, wait_for_others
 from Miniproject_1.commands.weights import PURPOSES, add_device, load_model
 from Miniproject_1.model import (
     LOSSES,
@@ -165,7 +170,8 @@ class Run:
         model.noise = measure_noise(learnt.first, learnt.second)
         recipe = model.recipe.decided(model.noise)
         self.pairs = Pairs(learnt.first, learnt.second, model.device)
-        self.training = Training(model.network, recipe, seed + model.pairs_seen)
+        kind = SharedTraining if in_group() else Training
+        self.training = kind(model.network, recipe, seed + model.pairs_seen)
         self.steps, self.place, self.losses, self.order, self.epoch = None, 0, [], None, 0
         self.curve = []  # figures of each epoch, by name
 
@@ -186,7 +192,8 @@ class Run:
             times.append(time.monotonic())
         self.training.load_state_dict(before)
         seconds = sorted(after - first for first, after in itertools.pairwise(times))[TIMED // 2]
-        self.steps = max(1, round((60 * minutes - (times[-1] - times[0])) / seconds))
+        steps = max(1, round((60 * minutes - (times[-1] - times[0])) / seconds))
+        self.steps = from_first(steps, self.model.device)
 
     @property
     def steps_an_epoch(self):
@@ -314,12 +321,19 @@ def plot(path, curve):
 
 
 def run(options):
+    with process_group(options.device) as options.device:
+        options.quiet = options.quiet or not is_first()
+        train(options)
+    return 0
+
+
+def train(options):
     checkpoint = options.out.with_name(options.out.name + ".checkpoint")
     check_files(options, checkpoint)
     pairs = open_sources(options.sources, options.max_megapixels)
     validation = open_pairs(*options.validate) if options.validate else None
     singles = isinstance(pairs, Singles)
-    if not options.no_inspect:
+    if not options.no_inspect and is_first():
         look = look_at_singles if singles else warn
         look(pairs, options)
     learnt, held, unseen = held_out(squares(pairs), options.seed)
@@ -340,9 +354,10 @@ def run(options):
             plot(options.plot, training.curve)
         return in_words(training.curve[-1], training, unseen, seconds)
 
+    wait_for_others()  # they look for files, too
     learn(training, options, checkpoint, key, report)
-    checkpoint.unlink(missing_ok=True)
-    return 0
+    if is_first():
+        checkpoint.unlink(missing_ok=True)
 
 
 def check_files(options, checkpoint):
@@ -406,6 +421,9 @@ def learn(training, options, checkpoint, key, report):
         while training.training.steps < training.steps:
             ended = training.step()
             bar.next()
+            if not is_first():
+                training.losses.clear()
+                continue
             if ended:
                 with training.training.averaged():
                     line = report(time.monotonic() - began)
