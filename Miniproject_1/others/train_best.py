@@ -30,7 +30,6 @@ from Miniproject_1.model import (
     Recipe,
     ResidualBlock,
     Training,
-    conv,
     lr_factor,
     read_weights,
     save_atomically,
@@ -92,7 +91,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--start", type=Path, help="weights to begin with, of as many blocks or fewer (default: fresh)")
     for name in ("width", "blocks", "inner_blocks", "levels"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=positive, help="of the network; see ResidualUNet")
-    parser.add_argument("--revive", action="store_true", help="let units that sleep begin again; see `revive`")
+    parser.add_argument("--revive", action="store_true", help="let blocks that sleep begin again; see `revive`")
     parser.add_argument("--gates", action="store_true", default=None, help="of the network; see ResidualUNet")
     for name, text in RECIPE_OPTIONS.items():
         default = getattr(Recipe, name)
@@ -134,44 +133,38 @@ def grow(network, weights):
 
 
 @torch.no_grad()
-def revive(network, images, seed, least=0.01):
-    """Gives sleeping hidden units of the residual blocks another start, and fixes the biases of all hidden units.
+def revive(network, images, least=0.01):
+    """Makes each residual block that sleeps a copy of the block before it, both at half strength.
 
-    A unit sleeps that is on at less than a share `least` of the pixels. It gets fresh weights and no bias, and nothing
-    learns from it at first: the output stays nearly the same. Adam moves a bias by as much however small its gradient,
-    and sank those of added blocks, which gain little at first, until most or all of their units slept.
+    A block sleeps all of whose hidden units are on at less than a share `least` of the pixels: it takes time and does
+    nothing. So ended every block that began as the identity.
 
     Args:
         images: noisy float32 (B, C, H, W) in [0, 1], H and W multiples of `network.multiple`.
-        seed: of the fresh weights.
 
-    Returns how many units slept.
+    Returns the names of the blocks that slept.
     """
-    blocks = [module for module in network.modules() if isinstance(module, ResidualBlock)]
     shares = {}
+    blocks = {name: module for name, module in network.named_modules() if isinstance(module, ResidualBlock)}
     hooks = [
         block.first.register_forward_hook(
-            lambda layer, _, hidden: shares.update({layer: (hidden > 0).float().mean((0, 2, 3))})
+            lambda _, inputs, hidden, name=name: shares.update({name: (hidden > 0).float().mean((0, 2, 3)).max()})
         )
-        for block in blocks
+        for name, block in blocks.items()
     ]
     network(images)
     for hook in hooks:
         hook.remove()
-    group, slept = 8 if network.equivariant else 1, 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for block in blocks:
-            asleep = (shares[block.first].view(-1, group).mean(1) < least).repeat_interleave(group)
-            fresh = conv(len(asleep), len(asleep))
-            if network.equivariant:
-                fresh.make_equivariant()
-            block.first.weight[asleep] = fresh.weight[asleep]
-            block.first.bias[asleep] = 0
-            block.second.weight[:, asleep] = 0
-            block.first.bias.requires_grad_(False)
-            slept += asleep.sum().item()
-    return slept
+    asleep = [name for name in blocks if shares[name] < least]
+    for name in asleep:
+        chain, _, number = name.rpartition(".")
+        if number == "0":
+            raise ValueError(f"{name} sleeps and has no block before it to copy")
+        before = blocks[f"{chain}.{int(number) - 1}"]
+        before.second.weight.mul_(0.5)
+        before.second.bias.mul_(0.5)
+        blocks[name].load_state_dict(before.state_dict())
+    return asleep
 
 
 def draw_round(photos, number, options):
@@ -227,7 +220,7 @@ def train(options, validation):
     photos = load_photos(options.photos)
     if options.revive:
         noisy = draw_pairs(photos, 256, options.seed, noisy_pairs)[0].float() / 255
-        print(f"{revive(model.network, noisy, options.seed)} hidden units slept", flush=True)
+        print(f"slept: {', '.join(revive(model.network, noisy))}", flush=True)
     training = Training(model.network, model.recipe, options.seed)
     first, start = resume(training, checkpoint) if checkpoint.exists() else (0, model.pairs_seen)
     options.out.parent.mkdir(parents=True, exist_ok=True)
