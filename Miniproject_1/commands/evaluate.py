@@ -2,22 +2,32 @@
 
     noise2noise evaluate noisy/ clean/ --weights photo
     noise2noise evaluate val_data.pkl --weights course --classics
+    noise2noise evaluate noisy/ clean/ --plot psnr.svg --sheet pictures.png
 
 PSNR has the peak 255 and is clipped to [0, 255] only. Its mean over images is the grader's; that of the pooled error is
 beside it. SSIM is scikit-image's with the settings of Wang et al. 2004: Gaussian window of deviation 1.5, population
 covariances, range 255, mean over channels; it needs 11 pixels a side.
+
+--plot draws the PSNR of each picture before and after. --sheet shows the best and the worst pictures: noisy, denoised
+and clean; of a large one, the square of 128 pixels in which it has the largest error.
 """
 
 import json
 import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
 
 from Miniproject_1.commands.denoise import add_limit
+from Miniproject_1.commands.drawing import check_figure, need_figure, save_figure
 from Miniproject_1.commands.pairs import add_pairs, open_pairs
 from Miniproject_1.commands.progress import progress_bar
 from Miniproject_1.commands.weights import add_weights, load_model, predict_colours
 
 SSIM_SETTINGS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
 SSIM_SIDE = 11  # pixels of its window
+SHOWN, SQUARE = 4, 128  # best and worst pictures on a sheet, pixels a side that are shown of each
 
 
 def add_arguments(parser):
@@ -32,6 +42,9 @@ def add_arguments(parser):
         help="also scikit-image's non-local means, wavelets and TV; their strength is chosen for each picture by the "
         "clean one (an oracle), which nobody has in practice",
     )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw PSNR before and after: .png or .svg")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="show the best and the worst pictures: .png or .svg")
+    parser.add_argument("--force", action="store_true", help="overwrite the files of --plot and --sheet")
     parser.add_argument("--quiet", action="store_true", help="only the means")
     parser.add_argument("--json", action="store_true", help="say it as JSON, one object a line and picture")
 
@@ -77,8 +90,6 @@ def classics(noisy, clean):
         raise ImportError(
             "--classics needs scikit-image and PyWavelets: pip install 'noise2noise-miniproject[evaluate]'"
         ) from error
-    import torch
-
     image = (noisy[0] / 255).permute(1, 2, 0).double().numpy()
     sigma = (noisy - clean).std().item() / 255
     methods = {
@@ -104,19 +115,84 @@ def classics(noisy, clean):
     return best
 
 
+def denoised(model, noisy, options):
+    space = "CMYK" if noisy.shape[1] == 4 else ""
+    return predict_colours(model, noisy, space, options.ensemble or None).cpu()
+
+
 def versions(model, weights, noisy, clean, options):
     """The versions of a picture that are compared, by name."""
     yield "noisy", noisy
-    space = "CMYK" if noisy.shape[1] == 4 else ""
-    yield weights, predict_colours(model, noisy, space, options.ensemble or None).cpu()
+    yield weights, denoised(model, noisy, options)
     if options.classics:
         yield from classics(noisy, clean).items()
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+
+def plot(path, before, after, title):
+    """PSNR of each picture before and after, both in dB."""
+    figure = need_figure()(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    points = [point for point in zip(before, after, strict=True) if all(map(math.isfinite, point))]
+    before = [x for x, _ in points]
+    ends = [min(before), max(before)] if points else []
+    axes.plot(before, [y for _, y in points], ".", label=title)
+    axes.plot(ends, ends, "--", color="black", label="no change")
+    axes.set_xlabel("PSNR of the noisy picture (dB)")
+    axes.set_ylabel("PSNR of the result (dB)")
+    axes.legend()
+    save_figure(figure, path)
+
+
+def best_and_worst(decibels):
+    """Numbers of the SHOWN highest and the SHOWN lowest PSNR, best first; of few pictures all."""
+    order = sorted(range(len(decibels)), key=lambda number: -decibels[number])
+    return order if len(order) <= 2 * SHOWN else order[:SHOWN] + order[-SHOWN:]
+
+
+def worst_square(result, clean):
+    """Slices of the rows and columns of the square that has the largest error, of (1, C, H, W)."""
+    error = (result - clean).square().mean(1)  # (1, H, W)
+    height, width = (min(SQUARE, size) for size in error.shape[1:])
+    means = F.avg_pool2d(error, (height, width), stride=max(1, SQUARE // 8))[0]
+    top, left = (index.item() * max(1, SQUARE // 8) for index in torch.unravel_index(means.argmax(), means.shape))
+    return slice(top, top + height), slice(left, left + width)
+
+
+def sheet(path, pairs, model, decibels, options):
+    """A row for each of the best and worst pictures: noisy, denoised, clean."""
+    numbers = best_and_worst(decibels)
+    figure = need_figure()(figsize=(7, 2.4 * len(numbers)), layout="constrained")
+    for number, row in zip(numbers, figure.subplots(len(numbers), 3, squeeze=False), strict=True):
+        noisy, clean = pairs.pair(number)
+        result = denoised(model, noisy, options)
+        square = (..., *worst_square(result, clean))
+        titles = ("noisy", f"{pairs.name(number)}: {decibels[number]:.2f} dB", "clean")
+        for axes, image, title in zip(row, (noisy, result, clean), titles, strict=True):
+            axes.imshow(shown(image[square]), cmap="gray", vmin=0, vmax=1)
+            axes.set_title(title, fontsize="small", parse_math=False)
+            axes.set_axis_off()
+    save_figure(figure, path)
+
+
+def shown(image):
+    """(1, C, h, w) in [0, 255] as matplotlib takes it: (h, w, 3) in [0, 1], or (h, w) in grey; CMYK as its colours."""
+    image = (image[0] / 255).clamp(0, 1).permute(1, 2, 0)
+    if image.shape[2] == 4:
+        image = (1 - image[..., :3]) * (1 - image[..., 3:])
+    return (image if image.shape[2] == 3 else image.mean(2)).tolist()
 
 
 # ---------------------------------------------------------------------------------------------- the command
 
 
 def run(options):
+    figures = {"--plot": options.plot, "--sheet": options.sheet}
+    for option, path in figures.items():
+        if path is not None:
+            check_figure(option, path, options.force)
     pairs = open_pairs(options.first, options.second, options.max_megapixels)
     model = load_model(options.weights, options.device)
     count = min(len(pairs), options.limit or len(pairs))
@@ -135,6 +211,11 @@ def run(options):
             elif not options.quiet:
                 bar.write(f"{facts['name']}: " + ", ".join(in_words(n, f) for n, f in facts.items() if n != "name"))
             bar.next()
+    decibels = {name: [psnr(mse) for mse, _ in found] for name, found in errors.items()}
+    if options.plot:
+        plot(options.plot, decibels["noisy"], decibels[options.weights], options.weights)
+    if options.sheet:
+        sheet(options.sheet, pairs, model, decibels[options.weights], options)
     summary = {name: means(errors[name], similarities[name]) for name in errors}
     print(json.dumps({"images": count, "mean": summary}) if options.json else table(summary, count))
     return 0

@@ -45,8 +45,8 @@ from pathlib import Path
 import torch
 
 from Miniproject_1.commands.denoise import add_limit
+from Miniproject_1.commands.drawing import check_figure, need_figure, save_figure
 from Miniproject_1.commands.evaluate import mean_squared_error, psnr
-from Miniproject_1.commands.images import whole_file
 from Miniproject_1.commands.inspect import BAD, FINE, fit, inspect_pairs, on_single, say
 from Miniproject_1.commands.pairs import PAIRS_HELP, SOURCES_HELP, Singles, Stack, open_pairs, open_sources
 from Miniproject_1.commands.progress import progress_bar
@@ -291,15 +291,6 @@ def in_words(figures, run, unseen, seconds):
     return f"{line}; {seconds:.0f} s"
 
 
-def need_figure():
-    """matplotlib's class of figures; unlike pyplot, it needs no screen and changes nothing global."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("--plot needs matplotlib: pip install 'noise2noise-miniproject[plot]'") from error
-    return Figure
-
-
 def plot(path, curve):
     """Draws the figures of the epochs, those in dB below the others; the file appears whole or not at all."""
     figure = need_figure()(figsize=(7, 6), layout="constrained")
@@ -313,8 +304,7 @@ def plot(path, curve):
         axes.set_ylabel("dB" if "dB" in names else "loss")
         axes.set_xlabel("epoch")
         axes.legend()
-    with whole_file(path, overwrite=True) as file:
-        figure.savefig(file, format=path.suffix[1:].lower())
+    save_figure(figure, path)
 
 
 # ---------------------------------------------------------------------------------------------- the command
@@ -364,11 +354,7 @@ def check_files(options, checkpoint):
     if (options.epochs is not None and options.epochs < 1) or (options.minutes is not None and not options.minutes > 0):
         raise ValueError("--epochs takes at least 1, --minutes more than 0")
     if options.plot:
-        need_figure()
-        if options.plot.suffix.lower() not in (".png", ".svg"):
-            raise ValueError(f"--plot takes a name that ends in .png or .svg; got {options.plot}")
-        if options.plot.exists() and not options.resume and not options.force:
-            raise FileExistsError(f"{options.plot} exists; --force overwrites")
+        check_figure("--plot", options.plot, options.resume or options.force)
     if options.resume and not checkpoint.exists():
         raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist")
     if not options.resume and not options.force:

@@ -521,3 +521,51 @@ def test_data_is_the_other_command(files, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["data", "--help"])
     assert ended.value.code == 0 and "scenes" in capsys.readouterr().out
+
+
+def test_evaluate_draws_what_it_measured(files, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn, sheets, plot, shown = [], [], evaluate.plot, evaluate.shown
+    monkeypatch.setattr(evaluate, "plot", lambda *given: drawn.append(given) or plot(*given))
+    monkeypatch.setattr(evaluate, "shown", lambda image: sheets.append(image) or shown(image))
+    figures = ["--plot", f"{files}/psnr.svg", "--sheet", f"{files}/sheet.png"]
+    arguments = ["evaluate", f"{files}/val.pkl", "--weights", "course", "--json", *figures]
+    assert main(arguments) == 0
+    *images, _ = map(json.loads, capsys.readouterr().out.splitlines())
+    (_, before, after, title) = drawn[0]
+    assert title == "course"
+    for values, name in ((before, "noisy"), (after, "course")):
+        assert values == pytest.approx([image[name]["psnr"] for image in images], abs=1e-3)
+    noisy, clean = torch.load(files / "val.pkl")
+    order = sorted(range(40), key=lambda number: -after[number])
+    expected = order[: evaluate.SHOWN] + order[-evaluate.SHOWN :]
+    assert len(sheets) == 3 * len(expected)
+    for number, first, last in zip(expected, sheets[::3], sheets[2::3], strict=True):
+        assert torch.equal(first[0], noisy[number].float()) and torch.equal(last[0], clean[number].float())
+    assert (files / "psnr.svg").read_bytes()[:5] == b"<?xml" and (files / "sheet.png").read_bytes()[:4] == b"\x89PNG"
+    assert main(arguments) == 1 and "--force overwrites" in capsys.readouterr().err
+    assert main([*arguments, "--force"]) == 0
+    assert main(["evaluate", f"{files}/val.pkl", "--sheet", f"{files}/sheet.gif"]) == 1
+    assert ".png or .svg" in capsys.readouterr().err
+
+
+def test_a_sheet_shows_the_worst_square():
+    clean, result = torch.zeros(2, 1, 3, 500, 300)
+    result[..., 290:300, 60:70] = 200
+    rows, columns = evaluate.worst_square(result, clean)
+    assert (result[..., rows, columns] > 0).sum() == 300
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (128, 128)
+    assert evaluate.worst_square(result[..., :9, :20], clean[..., :9, :20]) == (slice(0, 9), slice(0, 20))
+
+
+def test_a_sheet_shows_any_kind_of_picture():
+    grey, cmyk = torch.full((1, 1, 2, 3), 51.0), torch.tensor([0.0, 255, 51, 0]).view(1, 4, 1, 1)
+    torch.testing.assert_close(torch.tensor(evaluate.shown(grey)), torch.full((2, 3), 0.2))
+    torch.testing.assert_close(torch.tensor(evaluate.shown(cmyk)), torch.tensor([[[1.0, 0, 0.8]]]))
+    assert evaluate.best_and_worst([3.0, 1.0, 2.0]) == [0, 2, 1]
+
+
+def test_equal_pictures_have_no_place_in_the_plot(files):
+    pytest.importorskip("matplotlib")
+    for values in ([math.inf, 20.0], [math.inf, math.inf]):
+        evaluate.plot(files / "psnr.png", values, [30.0, 30.0], "ours")
