@@ -30,10 +30,11 @@ from Miniproject_1.model import (
     Recipe,
     ResidualBlock,
     Training,
+    conv,
+    forward_any_size,
     lr_factor,
     read_weights,
     save_atomically,
-    zero_initialised,
 )
 from Miniproject_1.others.data import (
     check_writable,
@@ -91,7 +92,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--start", type=Path, help="weights to begin with, of as many blocks or fewer (default: fresh)")
     for name in ("width", "blocks", "inner_blocks", "levels"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=positive, help="of the network; see ResidualUNet")
-    parser.add_argument("--revive", action="store_true", help="let blocks that sleep begin again; see `revive`")
+    parser.add_argument("--revive", action="store_true", help="let blocks and units that sleep begin again")
     parser.add_argument("--gates", action="store_true", default=None, help="of the network; see ResidualUNet")
     for name, text in RECIPE_OPTIONS.items():
         default = getattr(Recipe, name)
@@ -123,48 +124,92 @@ def make_model(options):
 
 
 def grow(network, weights):
-    """Takes over the weights of a network of the same width; blocks and gates that it lacks begin as the identity."""
+    """Takes over the weights of a network of the same width. Gates that it lacks begin as the identity.
+
+    A block that it lacks begins as a copy of the one before it, both at half strength: the output changes a little, and
+    all units are at work. Blocks that begin as the identity do not last: what little they give at first is less than
+    the noise of their steps, and they learn to be off.
+    """
     unused = network.load_state_dict(weights, strict=False).unexpected_keys
     if unused:
         raise RuntimeError(f"there is no place for {', '.join(unused)}")
-    for name, block in network.named_modules():
-        if isinstance(block, ResidualBlock) and f"{name}.second.weight" not in weights:
-            zero_initialised(block.second)
+    for name in residual_blocks(network):
+        if f"{name}.second.weight" not in weights:
+            double_block_before(network, name)
+
+
+def residual_blocks(network):
+    """The residual blocks by name, such as 'inner.0', in the order of the network."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, ResidualBlock)}
 
 
 @torch.no_grad()
-def revive(network, images, least=0.01):
-    """Makes each residual block that sleeps a copy of the block before it, both at half strength.
+def double_block_before(network, name):
+    """Makes a block a copy of the one before it in its chain, both at half strength."""
+    chain, _, number = name.rpartition(".")
+    if number == "0":
+        raise ValueError(f"there is no block before {name} to begin with")
+    blocks = residual_blocks(network)
+    before = blocks[f"{chain}.{int(number) - 1}"]
+    before.second.weight.mul_(0.5)
+    before.second.bias.mul_(0.5)
+    blocks[name].load_state_dict(before.state_dict())
 
-    A block sleeps all of whose hidden units are on at less than a share `least` of the pixels: it takes time and does
-    nothing. So ended every block that began as the identity.
+
+@torch.no_grad()
+def revive(network, images, seed, least=0.01):
+    """Lets what sleeps in the residual blocks begin again, and fixes the biases of their hidden units.
+
+    A unit that is on at less than a share `least` of the pixels gets fresh weights and no bias; what listens to it
+    starts at zero, so that the output stays nearly the same. A block all of whose units sleep takes time and does
+    nothing: it begins again as `grow` does. Sinking biases are one way into sleep.
 
     Args:
-        images: noisy float32 (B, C, H, W) in [0, 1], H and W multiples of `network.multiple`.
+        images: noisy float32 (B, C, H, W) in [0, 1].
+        seed: of the fresh weights.
 
-    Returns the names of the blocks that slept.
+    Returns how many units slept in each block, by name, where any did.
     """
+    group = 8 if network.equivariant else 1  # units that the symmetries turn into each other sleep together
+    found = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for name, shares in hidden_shares(network, images).items():
+            block = residual_blocks(network)[name]
+            asleep = (shares.view(-1, group).mean(1) < least).repeat_interleave(group)
+            if asleep.all():
+                double_block_before(network, name)
+            else:
+                restart_units(block, asleep, network.equivariant)
+            block.first.bias.requires_grad_(False)
+            found[name] = int(asleep.sum())
+    return {name: count for name, count in found.items() if count}
+
+
+@torch.no_grad()
+def hidden_shares(network, images):
+    """Of each residual block, by name, the share of the pixels at which each of its hidden units is on."""
     shares = {}
-    blocks = {name: module for name, module in network.named_modules() if isinstance(module, ResidualBlock)}
     hooks = [
         block.first.register_forward_hook(
-            lambda _, inputs, hidden, name=name: shares.update({name: (hidden > 0).float().mean((0, 2, 3)).max()})
+            lambda _, inputs, hidden, name=name: shares.update({name: (hidden > 0).float().mean((0, 2, 3))})
         )
-        for name, block in blocks.items()
+        for name, block in residual_blocks(network).items()
     ]
-    network(images)
+    forward_any_size(network, images)
     for hook in hooks:
         hook.remove()
-    asleep = [name for name in blocks if shares[name] < least]
-    for name in asleep:
-        chain, _, number = name.rpartition(".")
-        if number == "0":
-            raise ValueError(f"{name} sleeps and has no block before it to copy")
-        before = blocks[f"{chain}.{int(number) - 1}"]
-        before.second.weight.mul_(0.5)
-        before.second.bias.mul_(0.5)
-        blocks[name].load_state_dict(before.state_dict())
-    return asleep
+    return shares
+
+
+def restart_units(block, which, equivariant):
+    """Fresh weights and no bias for the hidden units of a bool mask, and zero weights out of them."""
+    fresh = conv(len(which), len(which))
+    if equivariant:
+        fresh.make_equivariant()
+    block.first.weight[which] = fresh.weight[which]
+    block.first.bias[which] = 0
+    block.second.weight[:, which] = 0
 
 
 def draw_round(photos, number, options):
@@ -220,7 +265,7 @@ def train(options, validation):
     photos = load_photos(options.photos)
     if options.revive:
         noisy = draw_pairs(photos, 256, options.seed, noisy_pairs)[0].float() / 255
-        print(f"slept: {', '.join(revive(model.network, noisy))}", flush=True)
+        print(f"asleep until now: {revive(model.network, noisy, options.seed)}", flush=True)
     training = Training(model.network, model.recipe, options.seed)
     first, start = resume(training, checkpoint) if checkpoint.exists() else (0, model.pairs_seen)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ class Settings:
     variance_floor: float = 2e-3  # inverse-variance weighting of the patches
     reduced: float = 0.5  # share of the patches that come from reduced photographs
     smallest: float = 0.4  # the smallest factor by which a photograph is reduced
-    revive: int = 0  # 1: hidden units that sleep begin again; see `revive` in train_best.py
+    revive: int = 0  # 1: blocks and units that sleep begin again; see `revive` in train_best.py
     seed: int = 0
 
     def __post_init__(self):
@@ -185,7 +185,7 @@ def noisy_patches(patches, settings, mixture, count=8):
 
 
 def make_model(settings, start=None):
-    """A fresh model, or that of a weights file; blocks that its network lacks begin as the identity.
+    """A fresh model, or that of a weights file; blocks that its network lacks begin as `grow` says.
 
     ValueError where the network of the file does not fit into that of the settings.
     """
@@ -218,7 +218,7 @@ def train(patches, settings, mixture, out, *, start=None, every=250, limit=None)
     seen_before = model.pairs_seen
     if settings.revive:
         noisy = noisy_patches(patches, settings, mixture)
-        print(f"{revive(model.network, noisy, settings.seed)} hidden units slept", flush=True)
+        print(f"asleep until now: {revive(model.network, noisy, settings.seed)}", flush=True)
     training = Training(model.network, model.recipe, settings.seed)
     resume(training, checkpoint, settings, mixture)
     last = min(settings.steps, limit or settings.steps)

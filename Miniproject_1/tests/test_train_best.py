@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from Miniproject_1.model import Model, ResidualBlock
+from Miniproject_1.model import Model
 from Miniproject_1.others import data, train_best
 
 
@@ -77,11 +77,21 @@ def test_larger_network_grows_from_the_weights_of_a_smaller_one(run, tmp_path):
     small, _ = run("small.pth")
     command = [str(tmp_path), "--out", "x", "--pairs", "1", "--start", str(tmp_path / "small.pth")]
     noisy = torch.rand(2, 3, 16, 16) * 255
-    for larger in ([], ["--blocks", "2", "--inner-blocks", "3", "--gates"]):
+    for larger in ([], ["--gates"]):
         grown = train_best.make_model(train_best.parse_arguments([*command, *larger]))
         torch.testing.assert_close(grown.predict(noisy), small.predict(noisy))
-    assert grown.pairs_seen == small.pairs_seen
+        assert grown.pairs_seen == small.pairs_seen
     assert len(list(grown.network.parameters())) > len(list(small.network.parameters()))
+    grown = train_best.make_model(train_best.parse_arguments([*command, "--blocks", "2", "--inner-blocks", "3"]))
+    blocks = train_best.residual_blocks(grown.network)
+    strengths = {"encode": [0.5, 0.5], "inner": [0.5, 0.25, 0.25], "decode": [0.5, 0.5]}
+    for chain, shares in strengths.items():
+        first, second = (getattr(small.network, chain)[0].second, blocks[f"{chain}.0"].first)
+        assert torch.equal(second.weight, getattr(small.network, chain)[0].first.weight)
+        for number, strength in enumerate(shares):
+            torch.testing.assert_close(blocks[f"{chain}.{number}"].second.weight, strength * first.weight)
+            torch.testing.assert_close(blocks[f"{chain}.{number}"].second.bias, strength * first.bias)
+            assert torch.equal(blocks[f"{chain}.{number}"].first.weight, second.weight)
 
 
 def test_smaller_network_than_the_weights_it_starts_from_is_refused(run, tmp_path):
@@ -149,31 +159,50 @@ def test_each_run_of_the_shipped_weights_starts_where_the_one_before_ended():
     assert sizes.items() <= shipped.sizes.items()
 
 
+@torch.no_grad()
+def test_a_block_that_sleeps_begins_again_as_a_copy():
+    network = Model(width=16, blocks=2).network
+    blocks, noisy = train_best.residual_blocks(network), torch.full((1, 3, 15, 16), 0.7)
+    strength = blocks["encode.0"].second.weight.clone()
+    blocks["encode.1"].first.bias.fill_(-100)
+    assert train_best.revive(network, noisy, seed=0)["encode.1"] == 16
+    assert torch.equal(blocks["encode.0"].second.weight, 0.5 * strength)
+    for one, other in zip(blocks["encode.0"].parameters(), blocks["encode.1"].parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not any(block.first.bias.requires_grad for block in blocks.values())
+    blocks["inner.0"].first.bias.fill_(-100)
+    with pytest.raises(ValueError, match=r"no block before inner\.0"):
+        train_best.revive(network, noisy, seed=0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("equivariant", [True, False])
-def test_sleeping_units_begin_again(equivariant):
-    network = Model(width=16, blocks=2, equivariant=equivariant).network
-    blocks = {name: module for name, module in network.named_modules() if isinstance(module, ResidualBlock)}
+def test_units_that_sleep_begin_again(equivariant):
+    network = Model(width=16, equivariant=equivariant).network
+    block, noisy = network.decode[0], torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(network.last.weight, std=0.1)
+    block.first.bias[8:] = -100
+    awake, before = block.first.weight[:8].clone(), network(noisy)
+    assert train_best.revive(network, noisy, seed=0)["decode.0"] == 8
+    assert torch.equal(block.first.weight[:8], awake)
+    torch.testing.assert_close(network(noisy), before)
+    assert (train_best.hidden_shares(network, noisy)["decode.0"][8:] > 0.01).any()
+    turned = network(noisy.flip(3)).flip(3)
+    assert torch.allclose(turned, network(noisy), atol=1e-4) == equivariant
+
+
+def test_a_training_that_revives_continues_exactly(run, monkeypatch, tmp_path, capsys):
+    model = Model(width=8, blocks=2)
     with torch.no_grad():
-        torch.nn.init.normal_(network.last.weight, std=0.1)
-        blocks["encode.1"].first.bias.fill_(-100)  # all asleep
-        blocks["inner.0"].first.bias[8:16] = -100  # eight of 32
-        awake = blocks["inner.0"].first.weight[:8].clone()
-        noisy = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-        before = network(noisy)
-        slept = train_best.revive(network, noisy, seed=0)
-        hidden = torch.relu(blocks["encode.1"].first(torch.rand(4, 16, 16, 16)))
-        assert slept >= 24 and torch.equal(blocks["inner.0"].first.weight[:8], awake)
-        torch.testing.assert_close(network(noisy), before, rtol=0, atol=2e-3)
-        assert (hidden > 0).any() and train_best.revive(network, noisy, seed=0) < slept
-    assert {p.requires_grad for block in blocks.values() for p in [block.first.bias]} == {False}
-
-
-def test_a_training_that_revives_continues_exactly(run, monkeypatch):
-    _, straight = run("straight.pth", ["--revive"])
+        model.network.decode[1].first.bias.fill_(-100)
+    model.save(tmp_path / "asleep.pth")
+    options = ["--start", str(tmp_path / "asleep.pth"), "--blocks", "2"]
+    _, straight = run("straight.pth", [*options, "--revive"])
+    assert "asleep until now: {'decode.1': 8}" in capsys.readouterr().out
     with monkeypatch.context() as patch:
         patch.setattr(train_best, "report", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run("stopped.pth", ["--revive"])
-    _, continued = run("stopped.pth", ["--revive"])
-    _, other = run("other.pth")
+            run("stopped.pth", [*options, "--revive"])
+    _, continued = run("stopped.pth", [*options, "--revive"])
+    _, other = run("other.pth", options)
     assert torch.equal(continued, straight) and not torch.equal(other, straight)
