@@ -52,6 +52,7 @@ class Recipe:
 
     batch_size: int = 16  # pairs of 32 x 32 a step; larger images: as many as have the same number of pixels
     min_steps: int = 200  # fewer pairs than fill these make the batch smaller instead
+    min_pairs: int = 2_000  # of 32 x 32, for fresh weights: fewer are passed over more often, at most MOST_PASSES times
     muon_lr: float = 4e-3  # peak, hidden convolution weights
     adam_lr: float = 5e-3  # peak, all other parameters
     constant_lr: bool = False  # otherwise the rates rise over the first 5 % of the steps, then fall linearly to 0
@@ -78,6 +79,7 @@ class Recipe:
 REPORT_RECIPE = Recipe(  # what the report that started this project trained its two networks with
     batch_size=8,
     min_steps=0,
+    min_pairs=0,
     muon_lr=0,
     adam_lr=3e-4,
     constant_lr=True,
@@ -91,6 +93,7 @@ REPORT_RECIPE = Recipe(  # what the report that started this project trained its
 EPSILON = 1e-3  # of `power_loss`: a quarter of a grey value
 CELL = 32  # pixels a side: our network's gates depend on means over about so much, the whole of a course image
 PATCH = 64  # pixels a side: larger training pairs are learnt from in random patches of this size
+MOST_PASSES = 20  # over few pairs: more of them harm where pixels are not swapped
 LR_DECAY_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
 CHUNK, GPU_CHUNK = 2**15, 2**19  # pixels predicted at once: on a CPU their features stay in its cache
 TILE, OVERLAP = 768, 128  # pixels a side, in whole cells: larger images are predicted in tiles, blended in the overlap
@@ -500,9 +503,9 @@ class Muon(torch.optim.Optimizer):
                     by_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
             for (rows, columns), parameters in by_shape.items():
                 directions = torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
-                steps = newton_schulz(directions) * (-0.2 * group["lr"] * math.sqrt(max(rows, columns)))
-                for parameter, step in zip(parameters, steps, strict=True):
-                    parameter.add_(step.view(parameter.shape))
+                scale = -0.2 * group["lr"] * math.sqrt(max(rows, columns))
+                for parameter, step in zip(parameters, newton_schulz(directions), strict=True):
+                    parameter.add_(step.view(parameter.shape), alpha=scale)
 
     def _momentum(self, parameter, decay):
         """Nesterov's look-ahead of the averaged gradient, as a matrix."""
@@ -820,6 +823,14 @@ class Training:
         self.generator.set_state(state["generator"])
 
 
+def least_epochs(pairs, recipe, pairs_seen):
+    """Passes over few `Pairs` that fresh weights need to see as much as the recipe's `min_pairs`, else 1."""
+    if pairs_seen:
+        return 1
+    pixels = len(pairs) * math.prod(pairs.patch)
+    return min(MOST_PASSES, max(1, math.ceil(recipe.min_pairs * 32 * 32 / pixels)))
+
+
 def batch_size_and_peak(pairs, epochs, recipe, pairs_seen):
     """Patches a step, and the share of the recipe's rates that the schedule reaches, of so many epochs of `Pairs`.
 
@@ -1119,7 +1130,8 @@ class Model:
             noisy_a, noisy_b: (N, C, H, W) in [0, 255], any real dtype, any H x W: two noisy versions of the same
                 images, with independent noise.
             epochs: passes over the pairs; `num_epochs` is another name for it. An image larger than 64 x 64 is learnt
-                from in random patches, in an epoch as many as cover its area.
+                from in random patches, in an epoch as many as cover its area. Fresh weights pass over few pairs more
+                often than asked: until they have seen 2,000 of 32 x 32, or 20 times; see `Recipe.min_pairs`.
             progress: called as `progress(step, steps, loss)` after each step, the loss a 0-d tensor.
 
         What is assumed of the noise, beside its independence in the two images:
@@ -1144,6 +1156,7 @@ class Model:
         recipe = self.recipe.decided(self.noise)
         pairs = Pairs(noisy_a, noisy_b, self.device)
         training = Training(self.network, recipe, self.seed + self.pairs_seen, self.precision)
+        epochs = max(epochs, least_epochs(pairs, recipe, self.pairs_seen))
         batch_size, peak = batch_size_and_peak(pairs, epochs, recipe, self.pairs_seen)
         steps = epochs * math.ceil(len(pairs) / batch_size)
         try:

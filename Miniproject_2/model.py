@@ -97,6 +97,7 @@ class Recipe:
     batch_size: int = 32  # pairs of 32 x 32 a step; larger images: as many as have the same number of pixels
     min_batch_size: int = 4  # short trainings take smaller batches, to have ...
     min_steps: int = 1000  # ... about this many steps
+    min_pairs: int = 2_000  # of 32 x 32, for fresh weights: fewer are passed over more often, at most MOST_PASSES times
     ema_share: float = 0.05  # share of the steps that the moving average of the weights spans; 0: the last weights
     swap_pixels: bool | None = None  # swap the two noisy values of half the pixels; None: where `PairNoise` allows it
 
@@ -107,6 +108,7 @@ class Recipe:
             raise ValueError(f"Recipe needs counts of at least 1, an lr >= 0, an ema_share in [0, 1]; got {self}")
 
 
+MOST_PASSES = 20  # over few pairs: more of them harm where pixels are not swapped
 PATCH = 64  # pixels a side: larger training pairs are learnt from in random patches of this size
 LR_DECAY_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
 CHUNK = 2**17  # pixels predicted at once, about 1 kB of work space each
@@ -1250,6 +1252,14 @@ OPTIMISERS = {
 }
 
 
+def least_epochs(pairs, recipe, pairs_seen):
+    """Passes over few `Pairs` that fresh weights need to see as much as the recipe's `min_pairs`, else 1."""
+    if pairs_seen:
+        return 1
+    pixels = len(pairs) * math.prod(pairs.patch)
+    return min(MOST_PASSES, max(1, math.ceil(recipe.min_pairs * 32 * 32 / pixels)))
+
+
 class Training:
     """Optimiser, averaged weights and random draws of a network that learns: everything a resumed training needs.
 
@@ -1483,7 +1493,8 @@ class Model:
             noisy_a, noisy_b: (N, C, H, W) in [0, 255], any real dtype, any H x W: two noisy versions of the same
                 images, with independent noise.
             epochs: passes over the pairs; `num_epochs` is another name for it. An image larger than 64 x 64 is learnt
-                from in random patches, in an epoch as many as cover its area.
+                from in random patches, in an epoch as many as cover its area. Fresh weights pass over few pairs more
+                often than asked: until they have seen 2,000 of 32 x 32, or 20 times; see `Recipe.min_pairs`.
             progress: called as `progress(step, steps, loss)` after each step, the loss a 0-d tensor. It may call
                 `predict` and `save`, which see the weights of that step.
 
@@ -1504,6 +1515,7 @@ class Model:
         recipe = self.recipe
         if recipe.swap_pixels is None:
             recipe = replace(recipe, swap_pixels=self.noise.exchangeable)
+        epochs = max(epochs, least_epochs(pairs, recipe, self.pairs_seen))
         batch_size = self._batch_size(pairs, epochs)
         steps = epochs * math.ceil(len(pairs) / batch_size)
         training = Training(self.network, recipe, self.seed + self.pairs_seen, steps * recipe.ema_share)

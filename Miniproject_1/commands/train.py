@@ -59,6 +59,7 @@ from Miniproject_1.model import (
     Recipe,
     Training,
     batch_size_and_peak,
+    least_epochs,
     lr_factor,
     measure_noise,
     save_atomically,
@@ -78,7 +79,9 @@ def add_arguments(parser):
     parser.add_argument("sources", type=Path, nargs="+", metavar="A", help=SOURCES_HELP)
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="WEIGHTS", help="weights file to write")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int, help="passes over the pairs (default: 1)")
+    length.add_argument(
+        "--epochs", type=int, help="passes over the pairs (default: 1, for fresh weights up to 20 over few)"
+    )
     length.add_argument("--minutes", type=float, help="about so long, by the time that the first steps take")
     parser.add_argument(
         "--start", metavar="photo|course|FILE", help=f"weights to begin with (default: fresh). {PURPOSES}"
@@ -335,7 +338,7 @@ def train(options):
     elif options.minutes:
         training.plan_minutes(options.minutes)
     else:
-        training.plan(options.epochs or 1)
+        training.plan(options.epochs or least_epochs(training.pairs, training.training.recipe, training.start))
     floored = options.loss == "l2" and not singles
 
     def report(seconds):
@@ -366,7 +369,7 @@ def check_files(options, checkpoint):
 
 
 def length(options):
-    return f"{options.minutes} minutes" if options.minutes else f"{options.epochs or 1} epochs"
+    return f"{options.minutes} minutes" if options.minutes else f"{options.epochs or 'default'} epochs"
 
 
 def warn(pairs, options):

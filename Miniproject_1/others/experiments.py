@@ -255,7 +255,8 @@ VARIANTS = {
 
 
 def make_model(variant, seed):
-    model = Model(variant.name, recipe=Recipe(**variant.recipe), seed=seed, **variant.sizes)
+    recipe = Recipe(**{"min_pairs": 0, **variant.recipe})  # as many passes as are asked for
+    model = Model(variant.name, recipe=recipe, seed=seed, **variant.sizes)
     if variant.network is not None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)

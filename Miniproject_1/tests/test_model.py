@@ -391,7 +391,8 @@ def test_bfloat16_learns_as_well(monkeypatch):
         {"adam_lr": 1e-3},
         {"constant_lr": True},
         {"ema_decay": 0},
-        {"min_steps": 16},
+        {"min_steps": 256},
+        {"min_pairs": 0},
         {"transpose": False},
         {"swap_pixels": True},
         {"negatives": False},
@@ -552,6 +553,23 @@ def test_progress_is_told_every_step_of_the_call():
     model.train(*noisy_versions(smooth_images(10)), 2, progress=lambda *x: told.append(x))
     assert [x[0] for x in told] == list(range(1, told[0][1] + 1))
     assert all(math.isfinite(float(x[2])) for x in told)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "passes"), [(10, 32, 20), (400, 32, 5), (1_999, 32, 2), (2_000, 32, 1), (400, 64, 2), (1, 512, 8)]
+)
+def test_fresh_weights_pass_over_few_pairs_more_often(count, size, passes):
+    pairs = project.Pairs(*torch.zeros(2, count, 1, size, size, dtype=torch.uint8), torch.device("cpu"))
+    assert project.least_epochs(pairs, Recipe(), pairs_seen=0) == passes
+    assert project.least_epochs(pairs, Recipe(), pairs_seen=1) == 1
+
+
+def test_a_further_call_passes_as_often_as_asked():
+    a, b = noisy_versions(smooth_images(10))
+    model = Model(width=8)
+    for epochs, seen in ((3, 200), (3, 230), (25, 480)):
+        model.train(a, b, epochs)
+        assert model.pairs_seen == seen
 
 
 def test_training_works_inside_no_grad_and_inference_mode():
@@ -964,8 +982,8 @@ class Whole:
 
 def test_whole_numbers_of_other_types_count(tmp_path):
     model = Model(width=Whole(8), in_channels=Whole(1))
-    model.train(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), Whole(2))
-    assert model.pairs_seen == 4
+    model.train(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), Whole(21))
+    assert model.pairs_seen == 42
     model.save(tmp_path / "w.pth")
     Model().load(tmp_path / "w.pth")
     with pytest.raises(TypeError, match="depth"):

@@ -20,7 +20,8 @@ NEAREST = {"width": 8, "deep_width": 12, "kernel": 3, "up_kernel": 3, "upsamplin
 
 
 def small(seed=0, **settings):
-    return ours.Model(**SMALL | {"seed": seed, "device": "cpu"} | settings)
+    """A small network that passes over the pairs as often as it is asked to."""
+    return ours.Model(**SMALL | {"seed": seed, "device": "cpu", "recipe": ours.Recipe(min_pairs=0)} | settings)
 
 
 def weights(model):
@@ -133,7 +134,7 @@ def test_an_equivariant_network_turns_its_output_with_its_input(settings, turns)
         straight = model.predict(noisy_a, ensemble=False)
         turned = [ours.invert_d4(model.predict(ours.apply_d4(noisy_a, g), ensemble=False), g) for g in ours.D4]
         largest = max((image - straight).abs().max().item() for image in turned)
-        assert straight.std() > 1 and (largest < 0.01) is turns and model.architecture.equivariant is turns
+        assert straight.std() > 1 and (largest < 0.1) is turns and model.architecture.equivariant is turns
         model.train(noisy_a, noisy_b, 4)
 
 
@@ -319,11 +320,28 @@ def test_the_forms_of_epochs(call):
     assert model.pairs_seen == 14
 
 
+@pytest.mark.parametrize(
+    "count, size, passes", [(10, 32, 20), (400, 32, 5), (1_999, 32, 2), (2_000, 32, 1), (400, 64, 2)]
+)
+def test_fresh_weights_pass_over_few_pairs_more_often(count, size, passes):
+    pairs = ours.Pairs(*torch.zeros(2, count, 1, size, size, dtype=torch.uint8), torch.device("cpu"))
+    assert ours.least_epochs(pairs, ours.Recipe(), pairs_seen=0) == passes
+    assert ours.least_epochs(pairs, ours.Recipe(), pairs_seen=1) == 1
+
+
+def test_a_further_call_passes_as_often_as_asked():
+    a, b, _ = pictures(10, 32, 32)
+    model = small(recipe=ours.Recipe())
+    for epochs, seen in ((3, 200), (3, 230), (25, 480)):
+        model.train(a, b, epochs)
+        assert model.pairs_seen == seen
+
+
 def test_numpys_whole_numbers():
     numpy = pytest.importorskip("numpy")
     model = ours.Model(width=numpy.int64(8), deep_width=numpy.uint8(12))
-    model.train(*pictures(4, 8, 8)[:2], numpy.int32(2))
-    assert model.pairs_seen == 8 and model.architecture == small().architecture
+    model.train(*pictures(4, 8, 8)[:2], numpy.int32(21))
+    assert model.pairs_seen == 84 and model.architecture == small().architecture
     assert type(model.architecture.width) is int
 
 
@@ -347,7 +365,7 @@ def test_other_architectures_train():
 def test_training_leaves_the_average_of_the_weights():
     noisy_a, noisy_b, _ = pictures(20, 16, 16)
     for share, expected in ((1.0, lambda passed: sum(passed) / 10), (0.0, lambda passed: passed[-1])):
-        model, passed = small(recipe=ours.Recipe(ema_share=share)), []
+        model, passed = small(recipe=ours.Recipe(ema_share=share, min_pairs=0)), []
         record = lambda step, steps, loss: passed.append(weights(model))  # noqa: B023, E731
         model.train(noisy_a, noisy_b, 2, progress=record)
         assert len(passed) == 10
