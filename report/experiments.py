@@ -35,6 +35,8 @@ class Job(NamedTuple):
 JOBS = {
     "recipe": Job(1, (50_000,), ("ours", "no pixel swap", "images weighted alike", "no averaging", "no negatives")),
     "recipe of project 2": Job(2, (50_000,), ("ours", "no pixel swap", "no averaging")),
+    "few pairs": Job(1, records.FEW, ("ours", records.AGAIN)),
+    "few pairs of project 2": Job(2, records.FEW, ("ours", records.AGAIN)),
     "original": Job(1, (50_000,), (UNET, NOISE2NOISE), epochs=(3,)),
     "ablations": Job(1, (7_800,)),
     "targets": Job(

@@ -239,6 +239,7 @@ VARIANTS = {
     "EMA decay 0.98": Variant({"ema_decay": 0.98}),
     "no pixel swap": Variant({"swap_pixels": False}),
     "no negatives": Variant({"negatives": False}),
+    "few pairs over again": Variant({"min_pairs": Recipe.min_pairs}),
     "images weighted alike": Variant({"variance_floor": None}),
     "variance floor 0.0005": Variant({"variance_floor": 0.0005}),
     "variance floor 0.01": Variant({"variance_floor": 0.01}),

@@ -43,6 +43,7 @@ VARIANTS = {
     "Muon 3e-2": Variant(recipe={"lr": 3e-2}),
     "no pixel swap": Variant(recipe={"swap_pixels": False}),
     "no averaging": Variant(recipe={"ema_share": 0.0}),
+    "few pairs over again": Variant(recipe={"min_pairs": Recipe.min_pairs}),
     "kernel 2": Variant({"kernel": 2}),
     "kernel 6": Variant({"kernel": 6}),
     "upsampling kernel 2": Variant({"up_kernel": 2}),
