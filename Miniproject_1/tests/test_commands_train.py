@@ -71,6 +71,16 @@ def test_a_line_an_epoch_says_what_is_reached(files, capsys):
     assert not (files / "new.pth.checkpoint").exists()
 
 
+def test_without_a_length_few_pairs_are_passed_over_again(files, capsys, monkeypatch):
+    monkeypatch.setattr(train, "least_epochs", lambda pairs, recipe, seen: (len(pairs) + seen) // 19)  # 38 pairs
+    for options, lines in (
+        (["--out", f"{files}/a.pth"], 2),
+        (["--out", f"{files}/b.pth", "--start", f"{files}/a.pth"], 6),
+    ):
+        assert main(["train", f"{files}/train.pkl", "--no-inspect", *options]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == lines
+
+
 @pytest.mark.parametrize("stop", [1, 19, 25])
 def test_resumed_is_uninterrupted_to_the_last_bit(files, stop, monkeypatch, capsys):
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)
