@@ -156,8 +156,9 @@ def worst_square(result, clean):
     """Slices of the rows and columns of the square that has the largest error, of (1, C, H, W)."""
     error = (result - clean).square().mean(1)  # (1, H, W)
     height, width = (min(SQUARE, size) for size in error.shape[1:])
-    means = F.avg_pool2d(error, (height, width), stride=max(1, SQUARE // 8))[0]
-    top, left = (index.item() * max(1, SQUARE // 8) for index in torch.unravel_index(means.argmax(), means.shape))
+    step = SQUARE // 8
+    means = F.avg_pool2d(error, (height, width), stride=step)[0]
+    top, left = (step * index.item() for index in torch.unravel_index(means.argmax(), means.shape))
     return slice(top, top + height), slice(left, left + width)
 
 
