@@ -190,8 +190,7 @@ def shown(image):
 
 
 def run(options):
-    figures = {"--plot": options.plot, "--sheet": options.sheet}
-    for option, path in figures.items():
+    for option, path in (("--plot", options.plot), ("--sheet", options.sheet)):
         if path is not None:
             check_figure(option, path, options.force)
     pairs = open_pairs(options.first, options.second, options.max_megapixels)

@@ -4,8 +4,8 @@
 #     sh Miniproject_1/others/shipped_weights.sh PHOTOS FOLDER
 #
 # FOLDER/run5.pth is the result. Stopped, the script goes on when it is started again. The code learnt in between (to
-# draw other noise, to train on negatives, to grow by copies), and of the first five seeds only that of the second is
-# recorded: the result has other bits than bestmodel.pth.
+# draw other noise, to train on negatives, to grow by copies), and of the seeds only that of the second run is
+# recorded: the result has other bits than bestmodel.pth, and the blocks that sleep in it are at work.
 #
 # In runs 2 and 5 the new blocks began as the identity, and every hidden unit of all three of them fell asleep. Begun
 # again as copies (`--start run5.pth --revive`), 300,000 pairs took 26.345 to 26.388 dB on the validation images, but

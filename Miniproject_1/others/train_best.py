@@ -149,11 +149,10 @@ def double_block_before(network, name):
     chain, _, number = name.rpartition(".")
     if number == "0":
         raise ValueError(f"there is no block before {name} to begin with")
-    blocks = residual_blocks(network)
-    before = blocks[f"{chain}.{int(number) - 1}"]
+    before = network.get_submodule(f"{chain}.{int(number) - 1}")
     before.second.weight.mul_(0.5)
     before.second.bias.mul_(0.5)
-    blocks[name].load_state_dict(before.state_dict())
+    network.get_submodule(name).load_state_dict(before.state_dict())
 
 
 @torch.no_grad()
@@ -175,7 +174,7 @@ def revive(network, images, seed, least=0.01):
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for name, shares in hidden_shares(network, images).items():
-            block = residual_blocks(network)[name]
+            block = network.get_submodule(name)
             asleep = (shares.view(-1, group).mean(1) < least).repeat_interleave(group)
             if asleep.all():
                 double_block_before(network, name)
