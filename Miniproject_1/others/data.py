@@ -143,8 +143,8 @@ def noisy_and_clean(picture, count, seed):
     return point_sample(picture, crops, generator), cell_means(picture, crops)
 
 
-def noisy_and_mean(picture, count, seed, draws=8, inputs=None):
-    """`count` pairs `(noisy, mean)` from random crops of one picture.
+def noisy_and_mean(picture, count, seed, draws=8, inputs=None, cells=CELLS):
+    """`count` pairs `(noisy, mean)`, each cells x cells, from random crops of one picture.
 
     Each crop is drawn `draws` times, at least twice. Each of its first `inputs` draws (None: all) comes with the
     rounded mean of its other draws. To learn from the mean is to learn from all pairs of the one draw with each of the
@@ -156,8 +156,8 @@ def noisy_and_mean(picture, count, seed, draws=8, inputs=None):
         raise ValueError(f"draws must be at least 2, one to learn from and one for the mean; got {draws}")
     if not 1 <= inputs <= draws:
         raise ValueError(f"inputs must be between 1 and the number of draws, {draws}; got {inputs}")
-    crops = random_crops(math.ceil(count / inputs), *picture.shape[1:], generator)
-    every = draws_of_each(picture, crops, draws, generator)
+    crops = random_crops(math.ceil(count / inputs), *picture.shape[1:], generator, cells)
+    every = draws_of_each(picture, crops, draws, generator, cells)
     noisy = every[:inputs]
     means = (every.sum(0, dtype=torch.int32) - noisy).float() / (draws - 1)
     return noisy.flatten(0, 1)[:count], means.round().to(torch.uint8).flatten(0, 1)[:count]
@@ -410,8 +410,8 @@ def check_noise(kind, level):
         raise ValueError(f"the level of {kind} noise must lie between {low:g} and {high:g}; got {level}")
 
 
-def other_noises_and_mean(picture, count, seed, draws=32):
-    """`count` pairs `(noisy, mean)` whose noisy images have other noise than one sample a pixel.
+def other_noises_and_mean(picture, count, seed, draws=32, cells=CELLS):
+    """`count` pairs `(noisy, mean)`, each cells x cells, with other noise than one sample a pixel.
 
     Each random crop of the picture is drawn `draws` times, at least 8. The rounded mean of the last quarter is the
     second image of each pair. The first images are, in random order: the mean of some of the other draws, and the mean
@@ -421,8 +421,8 @@ def other_noises_and_mean(picture, count, seed, draws=32):
     if draws < 8:
         raise ValueError(f"draws must be at least 8; got {draws}")
     generator = torch.Generator().manual_seed(seed)
-    crops = random_crops(math.ceil(count / (1 + len(NOISES))), *picture.shape[1:], generator)
-    every = draws_of_each(picture, crops, draws, generator).float()
+    crops = random_crops(math.ceil(count / (1 + len(NOISES))), *picture.shape[1:], generator, cells)
+    every = draws_of_each(picture, crops, draws, generator, cells).float()
     sources, targets = every.split([draws - draws // 4, draws // 4])
 
     def levels(low, high):

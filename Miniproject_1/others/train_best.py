@@ -6,7 +6,9 @@
 takes part. With `--draws 8` every crop is drawn eight times. Each draw is learnt from against the mean of the other
 seven: seven pairs for the price of one, and much less noise in the gradients. With `--inputs 2` only two of the eight
 are learnt from, so that there are four times as many crops. With `--other-noise 0.1` a tenth of the pairs has other
-noise; see `data.other_noises_and_mean`.
+noise; see `data.other_noises_and_mean`. With `--other-sizes 0.2` a tenth of the batches is of 96 x 96 cells, and of
+another tenth only a random part is learnt from, with sides of 1 to 32: a network that sees 40 pixels far, and has only
+met images of 32 x 32, knows a border near every pixel, and nothing of images without one.
 
 The run stops at any time and goes on, exactly, from its checkpoint `new.pth.checkpoint` when the same command is given
 again. The learning rate rises and falls once over all the pairs asked for, so `--pairs` is chosen by the time there is.
@@ -15,6 +17,7 @@ again. The learning rate rises and falls once over all the pairs asked for, so `
 
 import argparse
 import functools
+import math
 import sys
 import time
 from pathlib import Path
@@ -26,7 +29,6 @@ if __name__ == "__main__" and not __package__:  # run as a file: begin the path 
 
 from Miniproject_1.model import (
     Model,
-    Pairs,
     Recipe,
     ResidualBlock,
     Training,
@@ -35,8 +37,10 @@ from Miniproject_1.model import (
     lr_factor,
     read_weights,
     save_atomically,
+    to_device,
 )
 from Miniproject_1.others.data import (
+    CELLS,
     check_writable,
     count,
     draw_pairs,
@@ -59,6 +63,8 @@ RECIPE_OPTIONS = {
     "ema_decay": "of the averaged weights",
     "variance_floor": "of the loss's weighting",
 }
+LARGE = 96  # cells a side of large pairs
+FLAT = 0.1  # flat images to each photograph, where large pairs get other noise
 
 
 def share(text):
@@ -92,6 +98,9 @@ def parse_arguments(arguments=None):
     parser.add_argument("--start", type=Path, help="weights to begin with, of as many blocks or fewer (default: fresh)")
     for name in ("width", "blocks", "inner_blocks", "levels"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=positive, help="of the network; see ResidualUNet")
+    parser.add_argument(
+        "--other-sizes", type=share, default=0.0, help="share of batches that are larger or smaller (default 0)"
+    )
     parser.add_argument("--revive", action="store_true", help="let blocks and units that sleep begin again")
     parser.add_argument("--gates", action="store_true", default=None, help="of the network; see ResidualUNet")
     for name, text in RECIPE_OPTIONS.items():
@@ -211,26 +220,65 @@ def restart_units(block, which, equivariant):
     block.second.weight[:, which] = 0
 
 
-def draw_round(photos, number, options):
-    """The fresh pairs of one round, those of other noise last: one draw of a crop and another, or the others' mean."""
+def draw_round(photos, pairs, seed, options):
+    """Fresh pairs, those of other noise last: one draw of a crop and another, or the mean of its other draws."""
     draw = noisy_pairs
     if options.draws > 1:
         draw = functools.partial(noisy_and_mean, draws=options.draws, inputs=options.inputs)
-    others, seed = round(options.other_noise * options.round), 1000 * options.seed + number
-    pairs = draw_pairs(photos, options.round - others, seed, draw)
+    others = round(options.other_noise * pairs)
+    drawn = draw_pairs(photos, pairs - others, seed, draw)
     if not others:
-        return pairs
-    return tuple(map(torch.cat, zip(pairs, draw_pairs(photos, others, seed, other_noises_and_mean), strict=True)))
+        return drawn
+    return tuple(map(torch.cat, zip(drawn, draw_pairs(photos, others, seed, other_noises_and_mean), strict=True)))
+
+
+def draw_large(photos, pairs, seed, options):
+    """Fresh large pairs, half of them of other noise, on photographs and flat images."""
+    generator = torch.Generator().manual_seed(seed)
+    colours = torch.randint(256, (round(FLAT * len(photos)), 3, 1, 1), generator=generator).to(torch.uint8)
+    flat = list(colours.expand(-1, 3, LARGE, LARGE))
+    sampled = functools.partial(noisy_and_mean, draws=max(2, options.draws), inputs=1, cells=LARGE)
+    others = functools.partial(other_noises_and_mean, cells=LARGE)
+    halves = draw_pairs(photos, pairs - pairs // 2, seed, sampled), draw_pairs(photos + flat, pairs // 2, seed, others)
+    return tuple(map(torch.cat, zip(*halves, strict=True)))
+
+
+def draw_batches(photos, number, options, generator):
+    """The batches of one round in random order: large ones, and common ones, of which some are cut."""
+    seed, area = 1000 * options.seed + number, (LARGE // CELLS) ** 2
+    large = round(options.other_sizes / 2 * options.round) // area  # each is as much work as `area` common ones
+    groups = [(draw_round(photos, options.round - area * large, seed, options), options.batch_size)]
+    if large:
+        groups.append((draw_large(photos, large, seed, options), math.ceil(options.batch_size / area)))
+    batches = [
+        (pairs, index)
+        for pairs, batch_size in groups
+        for index in torch.randperm(len(pairs[0]), generator=generator).split(batch_size)
+    ]
+    for place in torch.randperm(len(batches), generator=generator).tolist():
+        pairs, index = batches[place]
+        batch = [images[index] for images in pairs]
+        if batch[0].shape[-1] == CELLS and torch.rand((), generator=generator) < options.other_sizes / 2:
+            batch = cut(*batch, generator)
+        yield batch
+
+
+def cut(noisy_a, noisy_b, generator):
+    """The same random part of all pairs (B, C, H, W), of 1 to H rows and 1 to W columns."""
+    for axis in (2, 3):
+        size = noisy_a.shape[axis]
+        length = int(torch.randint(1, size + 1, (), generator=generator))
+        first = int(torch.randint(size - length + 1, (), generator=generator))
+        noisy_a, noisy_b = (images.narrow(axis, first, length) for images in (noisy_a, noisy_b))
+    return noisy_a, noisy_b
 
 
 def train_round(model, training, photos, number, options):
     """Learns from one round of fresh pairs; returns the mean loss."""
-    pairs = Pairs(*draw_round(photos, number, options), model.device)
-    steps = max(1, options.pairs // options.batch_size)
-    losses = []
-    for index in torch.randperm(len(pairs), generator=training.generator).split(options.batch_size):
-        factor = lr_factor(min(training.steps, steps), steps)
-        losses.append(training.step(*pairs.batch(index, training.generator), factor))
+    steps, losses = max(1, options.pairs // options.batch_size), []
+    for batch in draw_batches(photos, number, options, training.generator):
+        noisy_a, noisy_b = (to_device(images, model.device).float() / 255 for images in batch)
+        losses.append(training.step(noisy_a, noisy_b, lr_factor(min(training.steps, steps), steps)))
     return torch.stack(losses).mean().item()
 
 

@@ -58,9 +58,9 @@ def test_what_is_drawn_is_learnt_from(run, options):
 
 
 def test_a_share_of_a_round_has_other_noise(tmp_path):
-    command = [str(tmp_path), "--out", "x", "--pairs", "1", "--round", "40", "--draws", "2", "--other-noise", "0.25"]
+    command = [str(tmp_path), "--out", "x", "--pairs", "1", "--draws", "2", "--other-noise", "0.25"]
     flat = torch.full((3, 64, 64), 100, dtype=torch.uint8)  # without other noise, every draw is the same
-    noisy, others = train_best.draw_round([flat], 0, train_best.parse_arguments(command))
+    noisy, others = train_best.draw_round([flat], 40, 0, train_best.parse_arguments(command))
     assert noisy.shape == others.shape == (40, 3, 32, 32)
     assert (noisy[:30] == 100).all() and (others == 100).all()
     assert 4 <= (noisy[30:] != 100).flatten(1).any(1).sum() <= 9  # a fifth of them are means of draws
