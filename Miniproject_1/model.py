@@ -57,6 +57,7 @@ class Recipe:
     adam_lr: float = 5e-3  # peak, all other parameters
     constant_lr: bool = False  # otherwise the rates rise over the first 5 % of the steps, then fall linearly to 0
     ema_decay: float = 0.995  # of the moving average of the weights, which predicts; 0: the last weights
+    flips: bool = True  # flip at random
     transpose: bool = True  # also transpose at random, beside the flips: all of D4
     swap_pixels: bool | None = None  # swap the two noisy values of half the pixels; None: where `PairNoise` allows it
     negatives: bool = True  # make half of the pairs negatives, which self-ensembles average over
@@ -385,11 +386,12 @@ class UNet(nn.Module):
         self.up1 = up_conv(2 * width, width)
         self.decode1 = DoubleConv(2 * width, width)
         self.last = conv(width, in_channels, kernel=1)
+        self.pool = nn.AvgPool2d(2)
 
     def forward(self, images):  # (B, C, H, W)
         full = self.encode1(images - 0.5)  # (B, width, H, W)
-        half = self.encode2(F.avg_pool2d(full, 2))  # (B, 2 width, H / 2, W / 2)
-        x = self.up2(self.bottom(F.avg_pool2d(half, 2)))
+        half = self.encode2(self.pool(full))  # (B, 2 width, H / 2, W / 2)
+        x = self.up2(self.bottom(self.pool(half)))
         x = self.up1(self.decode2(torch.cat([x, half], dim=1)))
         return self.last(self.decode1(torch.cat([x, full], dim=1))) + 0.5
 
@@ -659,7 +661,8 @@ def ratio(numerators, denominators):
 
 def augment(noisy_a, noisy_b, recipe, generator):
     """Random symmetries, and what else the recipe asks for, alike for both images of each pair (B, C, H, W)."""
-    noisy_a, noisy_b = flip_and_transpose(noisy_a, noisy_b, generator, recipe.transpose)
+    if recipe.flips:
+        noisy_a, noisy_b = flip_and_transpose(noisy_a, noisy_b, generator, recipe.transpose)
     if recipe.swap_pixels:
         noisy_a, noisy_b = swap_pixels(noisy_a, noisy_b, generator)
     if recipe.negatives:

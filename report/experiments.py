@@ -37,6 +37,8 @@ JOBS = {
     "recipe of project 2": Job(2, (50_000,), ("ours", "no pixel swap", "no averaging")),
     "few pairs": Job(1, records.FEW, ("ours", records.AGAIN)),
     "few pairs of project 2": Job(2, records.FEW, ("ours", records.AGAIN)),
+    "grid": Job(1, (7_800,), tuple(records.GRID)),
+    "original's choices": Job(1, (7_800,), (UNET, *records.CHOICES)),
     "original": Job(1, (50_000,), (UNET, NOISE2NOISE), epochs=(3,)),
     "ablations": Job(1, (7_800,)),
     "targets": Job(

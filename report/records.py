@@ -177,6 +177,21 @@ RECIPE_RUNS = [  # many pairs seen once, few pairs seen often
     for key in ("single", "ensemble")
 ]
 UNET, NOISE2NOISE = "the report's U-Net and recipe", "the report's Noise2Noise network and recipe"
+GRID = {  # variant: (network, learning rate, batch size)
+    f"the report's {network}, Adam {rate}, batch {batch}": (network, float(rate), batch)
+    for network in ("U-Net", "Noise2Noise network")
+    for rate in ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2")
+    for batch in (4, 8, 16, 32)
+}
+CHOICES = [  # of the original for its U-Net, that it tried or claimed
+    "the report's U-Net, batch normalisation",
+    "the report's U-Net, batch normalisation, batch 32",
+    "the report's U-Net, max pooling",
+    "the report's U-Net, ReLU",
+    "the report's U-Net, no flips",
+    "the report's U-Net, noise on half of the inputs",
+    "the report's U-Net, half of the inputs blurred",
+]
 
 
 def first_facts():

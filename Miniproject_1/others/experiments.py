@@ -38,16 +38,19 @@ if __name__ == "__main__" and not __package__:  # run as a file: begin the path 
 
 from Miniproject_1.model import (
     REPORT_RECIPE,
+    DoubleConv,
     Model,
     Recipe,
     ResidualBlock,
     ResidualUNet,
+    UNet,
     conv,
     he_initialised,
     make_equivariant,
     zero_initialised,
 )
 from Miniproject_1.others.data import (
+    add_noise,
     check_writable,
     count,
     draw_pairs,
@@ -169,6 +172,43 @@ class Flat(nn.Module):
         return images + self.last(F.relu(self.blocks(F.relu(self.first(4 * (images - 0.5))))))
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that normalises by the batch where gradients are asked for: `Model` has no other mode."""
+
+    def forward(self, x):
+        self.training = torch.is_grad_enabled()
+        return super().forward(x)
+
+
+def unet(pool=None, slope=0.1, norm=None):
+    """The report's U-Net with another pooling, another slope of its activations, and a norm before each of them."""
+    network = UNet()
+    network.pool = pool or network.pool
+    for name, layers in list(network.named_children()):
+        if isinstance(layers, DoubleConv):
+            convs = [he_initialised(layer, slope) for layer in layers if isinstance(layer, nn.Conv2d)]
+            parts = ([layer, norm(layer.out_channels)] if norm else [layer] for layer in convs)
+            setattr(network, name, nn.Sequential(*(m for part in parts for m in (*part, nn.LeakyReLU(slope)))))
+    return network
+
+
+# ---------------------------------------------------------------------------------------------- noisier inputs
+
+
+def noisier_half(picture, count, seed, level=10):
+    """`noisy_pairs`, half of whose first images have Gaussian noise of `level` grey values added."""
+    noisy_a, noisy_b = noisy_pairs(picture, count, seed)
+    noisier = add_noise(noisy_a, "gaussian", level, torch.Generator().manual_seed(seed))
+    return torch.cat([noisier[: count // 2], noisy_a[count // 2 :]]), noisy_b
+
+
+def blurred_half(picture, count, seed):
+    """`noisy_pairs`, half of whose first images are blurred: means of 3 x 3 pixels."""
+    noisy_a, noisy_b = noisy_pairs(picture, count, seed)
+    blurred = F.avg_pool2d(F.pad(noisy_a.float(), (1, 1, 1, 1), mode="reflect"), 3, stride=1).round().to(torch.uint8)
+    return torch.cat([blurred[: count // 2], noisy_a[count // 2 :]]), noisy_b
+
+
 # ---------------------------------------------------------------------------------------------- variants
 
 
@@ -194,10 +234,39 @@ def averaged(draws, inputs=None):
     return Variant({"swap_pixels": False}, draw=functools.partial(noisy_and_mean, draws=draws, inputs=inputs))
 
 
+def of_the_report(name, recipe=(), **settings):
+    """One of the report's networks with its recipe, but for what is given."""
+    return Variant(asdict(REPORT_RECIPE) | dict(recipe), name, **settings)
+
+
+def grid(title, name):
+    """A report's network at every learning rate and batch size of its search."""
+    return {
+        f"the report's {title}, Adam {lr}, batch {batch}": of_the_report(
+            name, {"adam_lr": float(lr), "batch_size": batch}
+        )
+        for lr in GRID_RATES
+        for batch in GRID_BATCHES
+    }
+
+
+GRID_RATES, GRID_BATCHES = ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2"), (4, 8, 16, 32)
+
 VARIANTS = {
     "ours": Variant(),
-    "the report's U-Net and recipe": Variant(asdict(REPORT_RECIPE), "unet"),
-    "the report's Noise2Noise network and recipe": Variant(asdict(REPORT_RECIPE), "noise2noise"),
+    "the report's U-Net and recipe": of_the_report("unet"),
+    "the report's Noise2Noise network and recipe": of_the_report("noise2noise"),
+    **grid("U-Net", "unet"),
+    **grid("Noise2Noise network", "noise2noise"),
+    "the report's U-Net, batch normalisation": of_the_report("unet", network=lambda: unet(norm=BatchNorm)),
+    "the report's U-Net, batch normalisation, batch 32": of_the_report(
+        "unet", {"batch_size": 32}, network=lambda: unet(norm=BatchNorm)
+    ),
+    "the report's U-Net, max pooling": of_the_report("unet", network=lambda: unet(nn.MaxPool2d(2))),
+    "the report's U-Net, ReLU": of_the_report("unet", network=lambda: unet(slope=0.0)),
+    "the report's U-Net, no flips": of_the_report("unet", {"flips": False}),
+    "the report's U-Net, noise on half of the inputs": of_the_report("unet", draw=noisier_half),
+    "the report's U-Net, half of the inputs blurred": of_the_report("unet", draw=blurred_half),
     "width 24": Variant(sizes={"width": 24}),
     "width 32": Variant(sizes={"width": 32}),
     "width 48": Variant(sizes={"width": 48}),

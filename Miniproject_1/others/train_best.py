@@ -6,9 +6,8 @@
 takes part. With `--draws 8` every crop is drawn eight times. Each draw is learnt from against the mean of the other
 seven: seven pairs for the price of one, and much less noise in the gradients. With `--inputs 2` only two of the eight
 are learnt from, so that there are four times as many crops. With `--other-noise 0.1` a tenth of the pairs has other
-noise; see `data.other_noises_and_mean`. With `--other-sizes 0.2` a tenth of the batches is of 96 x 96 cells, and of
-another tenth only a random part is learnt from, with sides of 1 to 32: a network that sees 40 pixels far, and has only
-met images of 32 x 32, knows a border near every pixel, and nothing of images without one.
+noise; see `data.other_noises_and_mean`. With `--large 0.1` a tenth of the work goes to pairs of 96 x 96: a network that
+sees 40 pixels far, and has only met images of 32 x 32, knows a border near every pixel, and fails where there is none.
 
 The run stops at any time and goes on, exactly, from its checkpoint `new.pth.checkpoint` when the same command is given
 again. The learning rate rises and falls once over all the pairs asked for, so `--pairs` is chosen by the time there is.
@@ -98,9 +97,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--start", type=Path, help="weights to begin with, of as many blocks or fewer (default: fresh)")
     for name in ("width", "blocks", "inner_blocks", "levels"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=positive, help="of the network; see ResidualUNet")
-    parser.add_argument(
-        "--other-sizes", type=share, default=0.0, help="share of batches that are larger or smaller (default 0)"
-    )
+    parser.add_argument("--large", type=share, default=0.0, help="share of the work on pairs of 96 x 96 (default 0)")
     parser.add_argument("--revive", action="store_true", help="let blocks and units that sleep begin again")
     parser.add_argument("--gates", action="store_true", default=None, help="of the network; see ResidualUNet")
     for name, text in RECIPE_OPTIONS.items():
@@ -244,9 +241,9 @@ def draw_large(photos, pairs, seed, options):
 
 
 def draw_batches(photos, number, options, generator):
-    """The batches of one round in random order: large ones, and common ones, of which some are cut."""
+    """The batches of one round in random order, each a pair of uint8 tensors. A large pair counts as nine."""
     seed, area = 1000 * options.seed + number, (LARGE // CELLS) ** 2
-    large = round(options.other_sizes / 2 * options.round) // area  # each is as much work as `area` common ones
+    large = round(options.large * options.round) // area
     groups = [(draw_round(photos, options.round - area * large, seed, options), options.batch_size)]
     if large:
         groups.append((draw_large(photos, large, seed, options), math.ceil(options.batch_size / area)))
@@ -257,20 +254,7 @@ def draw_batches(photos, number, options, generator):
     ]
     for place in torch.randperm(len(batches), generator=generator).tolist():
         pairs, index = batches[place]
-        batch = [images[index] for images in pairs]
-        if batch[0].shape[-1] == CELLS and torch.rand((), generator=generator) < options.other_sizes / 2:
-            batch = cut(*batch, generator)
-        yield batch
-
-
-def cut(noisy_a, noisy_b, generator):
-    """The same random part of all pairs (B, C, H, W), of 1 to H rows and 1 to W columns."""
-    for axis in (2, 3):
-        size = noisy_a.shape[axis]
-        length = int(torch.randint(1, size + 1, (), generator=generator))
-        first = int(torch.randint(size - length + 1, (), generator=generator))
-        noisy_a, noisy_b = (images.narrow(axis, first, length) for images in (noisy_a, noisy_b))
-    return noisy_a, noisy_b
+        yield tuple(images[index] for images in pairs)
 
 
 def train_round(model, training, photos, number, options):

@@ -21,7 +21,14 @@ def photos():
     return [data.render_scene(seed, side=96) for seed in range(2)]
 
 
-@pytest.mark.parametrize("name", experiments.VARIANTS)
+GRID = {
+    "unet": experiments.grid("U-Net", "unet"),
+    "noise2noise": experiments.grid("Noise2Noise network", "noise2noise"),
+}
+EACH = [name for name in experiments.VARIANTS if all(name not in grid for grid in GRID.values())]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_every_variant_learns_and_is_scored(photos, name):
     validation = data.noisy_and_clean(photos[0], 2, seed=0)
     row = experiments.run(name, 0, photos, 16, 1, validation)
@@ -34,9 +41,53 @@ def test_every_variant_learns_and_is_scored(photos, name):
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 13)])
 def test_networks_of_the_study_keep_any_size(size):
-    for variant in experiments.VARIANTS.values():
-        images = torch.rand(1, 3, *size) * 255
+    for name in EACH:
+        variant, images = experiments.VARIANTS[name], torch.rand(1, 3, *size) * 255
         assert experiments.make_model(variant, 0).predict(images, ensemble=False).shape == images.shape
+
+
+@pytest.mark.parametrize("network", GRID)
+def test_the_grid_has_every_rate_and_batch_size(network):
+    grid = GRID[network]
+    assert grid.items() <= experiments.VARIANTS.items() and len(grid) == 20
+    for name, variant in grid.items():
+        model = experiments.make_model(variant, 0)
+        _, rate, batch = name.split(", ")
+        assert model.name == network
+        assert (float(rate.split()[1]), int(batch.split()[1])) == (model.recipe.adam_lr, model.recipe.batch_size)
+
+
+@torch.no_grad()
+def test_parts_of_the_u_net_are_replaced():
+    images, plain = torch.rand(2, 3, 8, 8), experiments.UNet()
+
+    def output(**settings):
+        network = experiments.unet(**settings)
+        network.load_state_dict(plain.state_dict())
+        return network(images)
+
+    torch.testing.assert_close(output(), plain(images))
+    assert not torch.allclose(output(pool=torch.nn.MaxPool2d(2)), plain(images))
+    assert not torch.allclose(output(slope=0.0), plain(images))
+    kinds = [type(layer) for layer in experiments.unet(norm=experiments.BatchNorm).encode2]
+    assert kinds == 2 * [type(plain.last), experiments.BatchNorm, torch.nn.LeakyReLU]
+
+
+def test_batch_normalisation_takes_the_batch_in_training_alone():
+    layer, images = experiments.BatchNorm(3), 5 + torch.randn(16, 3, 8, 8)
+    assert layer(images).mean().abs() < 1e-5
+    with torch.no_grad():
+        assert layer(images).mean() > 1  # its running mean has made one step of a tenth
+        torch.testing.assert_close(layer(images)[:1], layer(images[:1]))
+
+
+@pytest.mark.parametrize("draw", [experiments.noisier_half, experiments.blurred_half])
+def test_half_of_the_inputs_are_changed(draw, photos):
+    plain, changed = data.noisy_pairs(photos[0], 6, 1), draw(photos[0], 6, 1)
+    assert torch.equal(changed[1], plain[1])
+    assert (changed[0] != plain[0]).flatten(1).any(1).tolist() == 3 * [True] + 3 * [False]
+    difference = changed[0][:3].float() - plain[0][:3].float()
+    assert difference.mean().abs() < 3 and 5 < difference.std() < 80
 
 
 def test_variants_may_draw_from_fewer_photos_or_draw_fewer_pairs(photos, monkeypatch):
