@@ -5,8 +5,7 @@
 
 Input `images` and output `denoised` are float32 (N, C, H, W) in [0, 255] of any number N and any H x W of at least 3: a
 single pass over the whole picture, in float32. Small pictures are mirrored up to 16 pixels a side and all of them to
-what the network takes, inside of the file. There are no tiles: the memory grows with the picture. Networks
-with gates, such as `course`, cannot be exported.
+what the network takes, inside of the file. There are no tiles: the memory grows with the picture.
 
 The file is run on pictures of several sizes and compared with this project's prediction before it gets its name.
 ONNX needs the extra: pip install 'noise2noise-miniproject[export]'. It runs in onnxruntime; a .pt2 in
@@ -21,11 +20,12 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from Miniproject_1.commands.images import whole_file
 from Miniproject_1.commands.weights import PURPOSES, load_model
-from Miniproject_1.model import NARROW, SMALLEST, Symmetric
+from Miniproject_1.model import NARROW, SMALLEST, ResidualBlock, Symmetric
 
 CHECKED = ((1, 3, 5), (2, 37, 50), (3, 96, 129))  # N, H, W of the pictures that both predict
 TOLERANCE = 0.01  # grey values by which they may differ: rounding makes less than a thousandth
@@ -65,9 +65,47 @@ def mirrored(size, multiple):
     return torch.minimum(index, period - 1 - index), torch.arange(size) + before
 
 
+class GatedBlock(nn.Module):
+    """A `ResidualBlock` with gates, for sizes that are known only when it runs."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.first, self.gate, self.second, self.cell = block.first, block.gate, block.second, block.cell
+
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        gates = 2 * self.gate(cell_means(cell_means(hidden, 2, self.cell), 3, self.cell)).sigmoid()
+        for axis in (2, 3):
+            gates = blended(gates, axis, hidden.shape[axis], self.cell)
+        return x + self.second(hidden * gates)
+
+
+def cell_means(x, axis, cell):
+    """`model.cell_means` along one axis, and one or two more that `blended` passes over: no axis is of one cell."""
+    size = x.shape[axis]
+    sums = cell * F.avg_pool2d(F.pad(x.movedim(axis, -1), (0, 2 * cell)), (1, cell))  # as reshaping wants known sizes
+    cells, last = sums.shape[-1], last_cell(size, cell)
+    joined = torch.arange(cells).clamp(max=last)[:, None] == torch.arange(cells)
+    lengths = torch.where(torch.arange(cells) == last, size - last * cell, cell)
+    return (sums @ joined.float() / lengths).movedim(-1, axis)
+
+
+def blended(cells, axis, size, cell):
+    """`model.blended` along one axis: each pixel's place between the centres of two cells."""
+    place = ((torch.arange(size) + 0.5) / cell - 0.5).clamp(min=0)
+    low, high = (index.long().clamp(max=last_cell(size, cell)) for index in (place.floor(), place.floor() + 1))
+    share = (place - place.floor()).view(-1, *[1] * (3 - axis))
+    return torch.lerp(cells.index_select(axis, low), cells.index_select(axis, high), share)
+
+
+def last_cell(size, cell):
+    """Its number; what is left over of less than half a cell belongs to it."""
+    return torch.sym_max((size + cell // 2) // cell, 1) - 1
+
+
 @torch.no_grad()
 def plain(network):
-    """A copy on the CPU whose weights are symmetric as they stand. ValueError for a network with gates."""
+    """A copy on the CPU whose weights are symmetric as they stand and whose blocks take any size in symbols."""
     network = copy.deepcopy(network).cpu().eval()
     for layer in network.modules():
         if isinstance(layer, Symmetric) and layer.equivariant:
@@ -75,8 +113,9 @@ def plain(network):
                 parameter.copy_(used)
             layer.equivariant = False
             del layer.entries, layer.orbit
-        if getattr(layer, "gate", None) is not None:
-            raise ValueError("networks with gates cannot be exported: how many means they take depends on the picture")
+    for name, block in list(network.named_modules()):
+        if isinstance(block, ResidualBlock) and block.gate is not None:
+            network.set_submodule(name, GatedBlock(block))
     return network.requires_grad_(False)
 
 

@@ -12,11 +12,15 @@ from Miniproject_1.model import Model
 
 
 @pytest.fixture
-def model(tmp_path):
-    """A network of random weights, also in `tmp_path / "mine.pth"`: three levels, two channels."""
-    model = Model(in_channels=2, width=8, levels=3, device="cpu", precision="float32")
+def model(tmp_path, request):
+    """A network of random weights, also in `tmp_path / "mine.pth"`: three levels, two channels, perhaps gates."""
+    gates = getattr(request, "param", False)
+    model = Model(in_channels=2, width=8, levels=3, gates=gates, device="cpu", precision="float32")
     with torch.no_grad():
         model.network.last.weight.normal_(0, 0.1)
+        for name, weight in model.network.named_parameters():
+            if "gate" in name:
+                weight.normal_()
     model.save(tmp_path / "mine.pth")
     return model
 
@@ -28,6 +32,7 @@ def call(tmp_path, model):
     )
 
 
+@pytest.mark.parametrize("model", [False, True], indirect=True, ids=["plain", "gates"])
 @pytest.mark.parametrize("name", ["mine.onnx", "mine.pt2"])
 def test_exported_networks_predict_as_ours(model, call, tmp_path, capsys, name):
     if name.endswith("onnx"):
@@ -41,7 +46,7 @@ def test_exported_networks_predict_as_ours(model, call, tmp_path, capsys, name):
         run = lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])  # noqa: E731
     else:
         run = torch.export.load(tmp_path / name).module()
-    for shape in ((1, 2, 3, 70), (3, 2, 33, 18), (2, 2, 64, 64)):
+    for shape in ((1, 2, 3, 70), (3, 2, 33, 18), (2, 2, 64, 64), (1, 2, 47, 49), (1, 2, 112, 81)):
         images = torch.rand(shape) * 300 - 20
         torch.testing.assert_close(run(images), model.predict(images, ensemble=False), atol=0.01, rtol=0)
 
@@ -67,5 +72,3 @@ def test_what_cannot_be_exported_is_said(call, tmp_path, monkeypatch, capsys):
     assert call("mine.jpg") == 1 and ".onnx or .pt2" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert call("mine.onnx") == 1 and "[export]" in capsys.readouterr().err
-    assert command_line.main(["export", "course", "-o", str(tmp_path / "course.pt2")]) == 1
-    assert "gates" in capsys.readouterr().err
