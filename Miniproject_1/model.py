@@ -883,7 +883,8 @@ def autocast(device, precision):
     if precision not in (None, "bfloat16", "float32"):
         raise ValueError(f"precision must be 'bfloat16', 'float32' or None; got {precision!r}")
     enabled = precision == "bfloat16" or (precision is None and has_native_bfloat16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    # It would keep the weights that it casts until its outermost context ends: every step would see the first weights.
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 def has_native_bfloat16(device):

@@ -370,11 +370,15 @@ def test_newton_schulz_brings_singular_values_near_one():
         assert values.min() > 0.5 and values.max() < 1.3
 
 
-def test_bfloat16_learns_as_well(monkeypatch):
+@pytest.mark.parametrize(
+    ("network", "sizes"),
+    [("residual_unet", {}), ("residual_unet", {"equivariant": False}), ("unet", {}), ("noise2noise", {})],
+)
+def test_bfloat16_learns_as_well(monkeypatch, network, sizes):
     clean, errors = smooth_images(64), []
     for native in (False, True):
         monkeypatch.setattr(project, "has_native_bfloat16", lambda device, native=native: native)
-        model = Model(width=8)
+        model = Model(network, width=8, **sizes)
         model.train(*noisy_versions(clean), epochs=6)
         assert {p.dtype for p in model.network.parameters()} == {torch.float32}
         errors.append(squared_error(model.predict(noisy_versions(clean)[0]), clean))
@@ -393,6 +397,7 @@ def test_bfloat16_learns_as_well(monkeypatch):
         {"ema_decay": 0},
         {"min_steps": 256},
         {"min_pairs": 0},
+        {"flips": False},
         {"transpose": False},
         {"swap_pixels": True},
         {"negatives": False},
