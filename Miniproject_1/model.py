@@ -101,7 +101,7 @@ TILE, OVERLAP = 768, 128  # pixels a side, in whole cells: larger images are pre
 MARGIN = 56  # pixels at a tile's edge that do not count: no shipped network's convolutions see farther
 SMALLEST = 16  # pixels a side: smaller images are mirrored up to this, as no training image was so small
 NARROW = 3  # pixels a side: narrower images come back as they are; mirrored, their noise looks like texture
-CHANNELS_ALIKE = 1.5  # largest ratio of their noise at which self-ensembles reverse the channels
+VIEWED = 64  # pairs on which `train` measures which views of an image a self-ensemble gains from
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 
 
@@ -608,12 +608,13 @@ def measure_noise(noisy_a, noisy_b):
         max(found, key=lambda one: abs(one[0]) + 2 * one[1]) for found in (neighbours, lines)
     )
     channels = centred.square().mean((0, 2, 3)).tolist()
+    weakest, strongest = min(channels), max(channels)
     return PairNoise(
         correlation=correlation,
         line_correlation=line,
         imbalance=imbalance,
         offset=offset,
-        channel_ratio=math.sqrt(max(channels) / min(channels)) if min(channels) > 0 else 1.0,
+        channel_ratio=math.sqrt(strongest / weakest) if weakest > 0 else math.inf if strongest > 0 else 1.0,
         errors=(correlation_error, line_error, imbalance_error, offset_error),
     )
 
@@ -1066,6 +1067,7 @@ class Model:
         network: the `nn.Module`; in_channels, sizes, recipe, seed, device, precision as given.
         pairs_seen: how many pairs the weights have learnt from, kept in the weights file.
         noise: `PairNoise` of the pairs that `train` saw last, kept in the weights file; None before.
+        chosen_views: numbers of the views that self-ensembles average, see `choose_views`; None: all.
     """
 
     @torch.inference_mode(False)
@@ -1077,7 +1079,7 @@ class Model:
         self.device = default_device() if device is None else torch.device(device)
         autocast(self.device, precision)  # ValueError now, not after the work
         self.recipe, self.seed, self.precision = recipe or Recipe(), seed, precision
-        self.pairs_seen, self.noise = 0, None
+        self.pairs_seen, self.noise, self.chosen_views = 0, None, None
         self.name, self.in_channels = network, whole_number(in_channels, "in_channels", 1)
         self.sizes = all_sizes(NETWORKS[network], sizes)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # the caller's random numbers stay as they are
@@ -1099,6 +1101,7 @@ class Model:
             "sizes": self.sizes,
             "pairs_seen": self.pairs_seen,
             "noise": self.noise and asdict(self.noise),
+            "views": self.chosen_views,
             "weights": {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()},
         }
         save_atomically(content, path)
@@ -1116,6 +1119,7 @@ class Model:
             loaded = Model(content["network"], **options, **content["sizes"])
             loaded.network.load_state_dict(content["weights"])
             loaded.pairs_seen, loaded.noise = content["pairs_seen"], content["noise"] and PairNoise(**content["noise"])
+            loaded.chosen_views = chosen_views(content.get("views"), loaded.every_view())
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -1145,8 +1149,9 @@ class Model:
             Independent between pixels and alike in both images: measured, see `noise`; pixels are swapped only then.
             It has no direction: an equivariant network treats rows and columns alike, and cannot learn to remove the
                 stripes of one direction alone. For these take `Model(equivariant=False)`.
-            It is much the same in negatives: half of the pairs become negatives, and self-ensembles average over
-                them. Noise that depends on brightness is learnt for both; turn `negatives` off where that is too much.
+            It is much the same in negatives: half of the pairs become negatives. Noise that depends on brightness is
+                learnt for both; turn `negatives` off where that is too much.
+            Pictures look alike in other views, such as with the channels reversed: measured, see `choose_views`.
             Its strength varies between images: with "l2" each is weighted by its own noise, half the mean squared
                 difference of its pair. Where images are displaced, that is no noise: align them first.
 
@@ -1175,6 +1180,7 @@ class Model:
                         progress(training.steps, steps, loss)
         finally:
             training.finish()
+            self.choose_views(noisy_a, noisy_b)
 
     @in_own_mode
     def predict(self, images, ensemble=None):
@@ -1204,17 +1210,39 @@ class Model:
         return torch.cat([self._predict_tiles(part, views) for part in images.split(chunk)])
 
     def views(self):
-        """What a self-ensemble averages: (element of D4, negative, channels reversed).
+        """What a self-ensemble averages: those of `every_view` that `choose_views` chose, or all."""
+        every = self.every_view()
+        return every if self.chosen_views is None else [every[number] for number in self.chosen_views]
+
+    def every_view(self):
+        """The views of an image: (element of D4, negative, channels reversed). The first is the image as it is.
 
         All of D4 for most networks. An equivariant one turns with its input anyway: there it is the image and its
-        negative, each with its channels in both orders, unless their noise was measured to differ.
+        negative, each with its channels in both orders.
         """
         if not self.network.equivariant:
             return [(element, False, False) for element in D4]
-        alike = self.in_channels == 3 and (self.noise is None or self.noise.channel_ratio < CHANNELS_ALIKE)
-        negatives = (False, True) if self.recipe.negatives else (False,)
-        reverses = (False, True) if alike else (False,)
-        return [(D4[0], negative, reverse) for reverse in reverses for negative in negatives]
+        reverses = (False, True) if self.in_channels == 3 else (False,)
+        return [(D4[0], negative, reverse) for reverse in reverses for negative in (False, True)]
+
+    @in_own_mode
+    def choose_views(self, noisy_a, noisy_b):
+        """Chooses what self-ensembles average, by up to 64 of the pairs; `train` calls it. Arguments as for `train`.
+
+        A view stays where the mean of its prediction and that of the image as it is comes no farther from the other
+        noisy image than the latter alone. The negatives of dark pictures, reversed channels that are no colours, or
+        channels of unequal noise are unlike all that was learnt from: averaged in, they can ruin a prediction.
+        """
+        some = slice(None, None, -(-len(noisy_a) // VIEWED)), slice(None), *2 * [slice(ENSEMBLE_SIDE)]
+        noisy, other = noisy_a.detach()[some], noisy_b.detach()[some].to(noisy_a.device).float() / 255
+        power = {"l2": 2, "l1": 1, "l0": 0.1}[self.recipe.loss]
+
+        def error(*views):
+            return power_loss(self._predict_tiles(noisy, views) / 255, other, power).item()
+
+        first, *others = self.every_view()
+        alone = error(first)
+        self.chosen_views = [0, *(n for n, view in enumerate(others, start=1) if error(first, view) <= alone)]
 
     def _predict_tiles(self, images, views):
         """Predicts (B, C, H, W) tile by tile and blends the tiles; only one at a time is on the device."""
@@ -1236,6 +1264,13 @@ class Model:
                 prediction = forward_any_size(self.network, to_view(images, *view))
             total += from_view(prediction.float(), *view)
         return total / len(views)
+
+
+def chosen_views(numbers, views):
+    """The numbers of the chosen views as a weights file has them; ValueError where there are no such views."""
+    if numbers is not None and (numbers[:1] != [0] or not set(numbers) <= set(range(len(views)))):
+        raise ValueError(f"views must be None or numbers below {len(views)}, 0 the first; got {numbers}")
+    return numbers
 
 
 def to_view(images, element, negative, reverse):

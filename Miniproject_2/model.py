@@ -113,7 +113,7 @@ PATCH = 64  # pixels a side: larger training pairs are learnt from in random pat
 LR_DECAY_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
 CHUNK = 2**17  # pixels predicted at once, about 1 kB of work space each
 TILE = 256  # pixels a side, a multiple of 4: images of more than CHUNK pixels are predicted in tiles
-CHANNELS_ALIKE = 1.5  # largest ratio of their noise at which self-ensembles reverse the channels
+VIEWED = 64  # pairs on which `train` measures which views of an image a self-ensemble gains from
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 
 
@@ -1176,12 +1176,13 @@ def measure_noise(noisy_a, noisy_b):
         max(found, key=lambda one: abs(one[0]) + 2 * one[1]) for found in (neighbours, lines)
     )
     channels = centred.square().mean((0, 2, 3)).tolist()
+    weakest, strongest = min(channels), max(channels)
     return PairNoise(
         correlation=correlation,
         line_correlation=line,
         imbalance=imbalance,
         offset=offset,
-        channel_ratio=math.sqrt(max(channels) / min(channels)) if min(channels) > 0 else 1.0,
+        channel_ratio=math.sqrt(strongest / weakest) if weakest > 0 else math.inf if strongest > 0 else 1.0,
         errors=(correlation_error, line_error, imbalance_error, offset_error),
     )
 
@@ -1438,11 +1439,13 @@ class Model:
         network: the `Network`; recipe, seed, device as given; architecture: the sizes.
         pairs_seen: how many pairs the weights have learnt from, kept in the weights file.
         noise: `PairNoise` of the pairs that `train` saw last, kept in the weights file; None before.
+        chosen_views: numbers of the views that self-ensembles average, see `choose_views`; None: all.
     """
 
     def __init__(self, *, recipe=None, seed=0, device=None, **sizes):
         self.device = empty(0, device=default_device() if device is None else device).device
-        self.recipe, self.seed, self.pairs_seen, self.noise = recipe or Recipe(), seed, 0, None
+        self.recipe, self.seed, self.pairs_seen = recipe or Recipe(), seed, 0
+        self.noise = self.chosen_views = None
         self.architecture = Architecture(**sizes)
         self.network = Network(self.architecture, random.Random(seed), self.device)
 
@@ -1457,6 +1460,7 @@ class Model:
             "architecture": asdict(self.architecture),
             "pairs_seen": self.pairs_seen,
             "noise": self.noise and asdict(self.noise),
+            "views": self.chosen_views,
         }
         header = json.dumps(header).encode()
         content = MAGIC + len(header).to_bytes(8, "little") + header + b"".join(values)
@@ -1472,6 +1476,7 @@ class Model:
             loaded = Model(recipe=self.recipe, seed=self.seed, device=self.device, **header["architecture"])
             loaded.pairs_seen, noise = header["pairs_seen"], header["noise"]
             loaded.noise = noise and PairNoise(**noise | {"errors": tuple(noise["errors"])})
+            loaded.chosen_views = chosen_views(header.get("views"), loaded.every_view())
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{Path(path).name} does not describe a network of this module: {error}") from error
         parameters = [parameter for parameter, _ in loaded.network.param()]
@@ -1504,6 +1509,7 @@ class Model:
             Independent between pixels and alike in both images: measured, see `noise`; pixels are swapped only then.
             It has no direction: an equivariant network treats rows and columns alike, and cannot learn to remove the
                 stripes of one direction alone. For these take `Model(width=100, deep_width=196)`, which is not.
+            Pictures look alike in other views, such as their negatives: measured, see `choose_views`.
 
         Raises TypeError or ValueError for what cannot be learnt from.
         """
@@ -1531,6 +1537,7 @@ class Model:
                         progress(training.steps, steps, loss)
         finally:
             training.finish()
+            self.choose_views(noisy_a, noisy_b)
 
     def _batch_size(self, pairs, epochs):
         """As many patches as the recipe's batch has pixels, fewer where the weights see few in all."""
@@ -1564,19 +1571,39 @@ class Model:
         return result
 
     def views(self):
-        """What a self-ensemble averages: (element of D4, negative, channels reversed).
+        """What a self-ensemble averages: those of `every_view` that `choose_views` chose, or all."""
+        every = self.every_view()
+        return every if self.chosen_views is None else [every[number] for number in self.chosen_views]
+
+    def every_view(self):
+        """The views of an image: (element of D4, negative, channels reversed). The first is the image as it is.
 
         All of D4 for most networks. An equivariant one turns with its input anyway: there it is the image and its
-        negative, each with its channels in both orders, unless their noise was measured to differ.
+        negative, each with its channels in both orders.
         """
         if not self.network.equivariant:
             return [(element, False, False) for element in D4]
-        alike = self.architecture.in_channels == 3 and (self.noise is None or self.noise.channel_ratio < CHANNELS_ALIKE)
-        return [
-            (D4[0], negative, reverse)
-            for reverse in ((False, True) if alike else (False,))
-            for negative in (False, True)
-        ]
+        reverses = (False, True) if self.architecture.in_channels == 3 else (False,)
+        return [(D4[0], negative, reverse) for reverse in reverses for negative in (False, True)]
+
+    def choose_views(self, noisy_a, noisy_b):
+        """Chooses what self-ensembles average, by up to 64 of the pairs; `train` calls it. Arguments as for `train`.
+
+        A view stays where the mean of its prediction and that of the image as it is comes no farther from the other
+        noisy image than the latter alone. The negatives of dark pictures, reversed channels that are no colours, or
+        channels of unequal noise are unlike all that was learnt from: averaged in, they can ruin a prediction.
+        """
+        some = slice(None, None, -(-len(noisy_a) // VIEWED)), slice(None), *2 * [slice(ENSEMBLE_SIDE)]
+        noisy, other = noisy_a.detach()[some], noisy_b.detach()[some].to(noisy_a.device).float()
+        result = empty(noisy.shape, dtype=FLOAT32, device=noisy.device)
+
+        def error(*views):
+            self._predict_tiles(noisy, views, result)
+            return (result - other).square().mean().item()
+
+        first, *others = self.every_view()
+        alone = error(first)
+        self.chosen_views = [0, *(n for n, view in enumerate(others, start=1) if error(first, view) <= alone)]
 
     def _predict_tiles(self, images, views, result):
         """Writes the prediction of (B, C, H, W) into `result`; only one tile at a time is on the model's device.
@@ -1592,6 +1619,13 @@ class Model:
                 clean = sum(from_view(self.network.denoised(to_view(noisy, *view)), *view) for view in views)
                 clean = clean[:, :, y - top : y - top + tile, x - left : x - left + tile]
                 result[:, :, y : y + tile, x : x + tile] = clean.mul(255 / len(views)).clamp_(0, 255)
+
+
+def chosen_views(numbers, views):
+    """The numbers of the chosen views as a weights file has them; ValueError where there are no such views."""
+    if numbers is not None and (numbers[:1] != [0] or not set(numbers) <= set(range(len(views)))):
+        raise ValueError(f"views must be None or numbers below {len(views)}, 0 the first; got {numbers}")
+    return numbers
 
 
 def to_view(images, element, negative, reverse):

@@ -194,7 +194,8 @@ def test_ensemble_turns_the_output_of_any_network_with_its_input():
     assert largest_turn(model, noisy_versions(smooth_images(2, 10, 14))[0], ensemble=True) < 1e-2
 
 
-def test_ensemble_of_an_equivariant_network_commutes_with_negatives_and_channel_order(trained):
+def test_ensemble_of_an_equivariant_network_commutes_with_negatives_and_channel_order(trained, monkeypatch):
+    monkeypatch.setattr(trained, "chosen_views", None)
     images = noisy_versions(smooth_images(2, 10, 14))[0]
     together = trained.predict(images, ensemble=True)
     for ensemble, close in ((True, True), (False, False)):
@@ -861,14 +862,68 @@ def test_noise_in_a_hand_computed_case():
     assert noise.imbalance == pytest.approx(1, abs=1e-5) and noise.offset == pytest.approx(0, abs=1e-6)
 
 
-def test_channels_of_unequal_noise_are_not_reversed_by_a_self_ensemble():
+def test_ratio_of_the_channels_noise():
     clean = smooth_images(64)
-    strength = torch.tensor([1.0, 1.0, 3.0]).view(3, 1, 1)
+    for strengths, expected in (((1, 1, 3), 3), ((0, 0, 1), math.inf), ((0, 0, 0), 1)):
+        strength = torch.tensor(strengths).view(3, 1, 1)
+        noise = project.measure_noise(*(clean + strength * gaussian(clean.shape, seed) for seed in (1, 2)))
+        assert noise.channel_ratio == pytest.approx(expected, rel=0.1)
+
+
+class Limited(torch.nn.Module):
+    """A network that lets values up to a limit pass."""
+
+    equivariant, multiple = True, 1
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, images):
+        return images.minimum(self.limit)
+
+
+def test_views_that_take_an_image_away_from_the_other_one_are_not_averaged():
+    model, dark = Model(width=8, precision="float32"), torch.rand(80, 3, 20, 20) * 70
+    model.network = Limited(torch.tensor(0.3))
+    model.choose_views(dark, dark)
+    assert model.views() == [(project.D4[0], False, False), (project.D4[0], False, True)]
+    red = torch.tensor([1.0, 0.3, 0.3]).view(3, 1, 1)
+    model.network = Limited(red)
+    model.choose_views(dark * 3 * red, dark * 3 * red)
+    assert model.views() == [(project.D4[0], False, False)]
+
+
+def test_self_ensembles_leave_out_channels_that_are_no_colours(tmp_path):
+    red, green, blue = smooth_images(64).unbind(1)
+    clean = torch.stack([green, 128 + (red - green) / 2, 128 + (blue - green) / 2], 1) / 2
+    a, b = (clean + gaussian(clean.shape, seed) for seed in (1, 2))
     model = Model(width=8)
-    assert any(reverse for *_, reverse in model.views())
-    model.train(*(clean + strength * gaussian(clean.shape, seed) for seed in (1, 2)), 1)
-    assert model.noise.channel_ratio == pytest.approx(3, rel=0.1)
-    assert not any(reverse for *_, reverse in model.views())
+    model.train(a, b, 6)
+    assert squared_error(model.predict(a, True), clean) <= 1.02 * squared_error(model.predict(a, False), clean)
+    model.chosen_views = [0, 2]
+    model.save(tmp_path / "these.pth")
+    again = Model()
+    again.load(tmp_path / "these.pth")
+    assert again.views() == [(project.D4[0], False, False), (project.D4[0], False, True)]
+
+
+@pytest.mark.parametrize("loss", ["l1", "l0"])
+def test_views_are_chosen_in_the_sense_of_the_loss(loss):
+    model, dark = Model(width=8, precision="float32", recipe=Recipe(loss=loss)), torch.rand(80, 3, 20, 20) * 70
+    model.network = Limited(torch.tensor(0.3))
+    hit = torch.rand(80, 1, 20, 20, generator=torch.Generator().manual_seed(0)) < 0.3
+    model.choose_views(dark, dark.masked_fill(hit, 255.0))  # whose mean is nearer to what the negatives give
+    assert model.views() == [(project.D4[0], False, False), (project.D4[0], False, True)]
+
+
+def test_views_of_a_weights_file_are_checked(tmp_path):
+    model = Model(width=8)
+    for numbers in ([1], [0, 4], []):
+        model.chosen_views = numbers
+        model.save(tmp_path / "odd.pth")
+        with pytest.raises(ValueError, match="views must be None or numbers below 4"):
+            Model().load(tmp_path / "odd.pth")
 
 
 @pytest.mark.parametrize(("noise", "swapped"), [(gaussian, True), (blurred, False)])

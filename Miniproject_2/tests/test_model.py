@@ -163,14 +163,43 @@ def test_the_ensemble_of_an_equivariant_network_commutes_with_negatives_and_chan
     assert not torch.allclose(model.predict(images, ensemble=False), together, atol=1e-1)
 
 
-def test_channels_of_unlike_noise_are_not_reversed():
-    model = ours.Model(**EQUIVARIANT)
-    clean = pictures(40, 16, 16)[2]
-    strength = torch.tensor([5.0, 10.0, 30.0]).view(3, 1, 1)
-    model.train(*(clean + strength * torch.randn(clean.shape) for _ in range(2)))
-    assert model.noise.channel_ratio > 4 and not any(reverse for _, _, reverse in model.views())
+def test_the_views_of_a_network_as_it_is():
     assert len(ours.Model(**EQUIVARIANT).views()) == 4 and len(small().views()) == 8
     assert len(ours.Model(in_channels=2, **EQUIVARIANT).views()) == 2
+
+
+def test_views_that_take_an_image_away_from_the_other_one_are_not_averaged(monkeypatch):
+    model = ours.Model(**EQUIVARIANT)
+    monkeypatch.setattr(model.network, "denoised", lambda images: images.clamp(max=0.3))  # dark pictures come back
+    dark = torch.rand(80, 3, 8, 8) * 70
+    model.choose_views(dark, dark)
+    assert model.views() == [(ours.D4[0], False, False), (ours.D4[0], False, True)]
+    red = torch.tensor([1.0, 0.3, 0.3]).view(3, 1, 1)
+    monkeypatch.setattr(model.network, "denoised", lambda images: images.minimum(red))
+    model.choose_views(dark * 3 * red, dark * 3 * red)
+    assert model.views() == [(ours.D4[0], False, False)]
+
+
+def test_self_ensembles_of_what_learnt_from_dark_pictures_do_no_harm(tmp_path):
+    clean = pictures(200, 16, 16)[2] / 5
+    a, b = (clean + 10 * torch.randn(clean.shape) for _ in range(2))
+    model = ours.Model(**EQUIVARIANT)
+    model.train(a, b, 4)
+    alone, together = ((model.predict(a, ensemble) - clean).square().mean() for ensemble in (False, True))
+    assert together <= 1.02 * alone
+    model.save(tmp_path / "dark.pth")
+    again = ours.Model()
+    again.load(tmp_path / "dark.pth")
+    assert again.views() == model.views() and len(model.views()) < 4
+
+
+def test_views_of_a_weights_file_are_checked(tmp_path):
+    model = small()
+    for numbers in ([1], [0, 8], []):
+        model.chosen_views = numbers
+        model.save(tmp_path / "odd.pth")
+        with pytest.raises(ValueError, match="views must be None or numbers below 8"):
+            small().load(tmp_path / "odd.pth")
 
 
 def test_the_eight_symmetries_differ():
