@@ -247,6 +247,9 @@ print("hello")
 os.write(1, b"straight to the descriptor\\n")
 torch.set_default_dtype(torch.float64)
 torch.manual_seed(3)
+torch.use_deterministic_algorithms(True)
+torch.autograd.set_detect_anomaly(True)
+torch.set_autocast_enabled("cpu", True)
 os.chdir("/")
 """ + GOOD.replace("clamp(0, 255)", "clamp(0, 255).float()").replace("def train", "def learn")
 
@@ -259,7 +262,13 @@ def test_missing_method_leaks_and_prints_are_named(tmp_path):
     rows = table["Miniproject_1"]
     assert process.returncode == 1
     assert rows["Model()"]["note"] == "no method train"
-    assert "default dtype, torch's seed, working directory" in rows["leaves the process as it was"]["note"]
+    left = rows["leaves the process as it was"]["note"]
+    for changed in (
+        "default dtype, torch's seed",
+        "deterministic algorithms, anomaly detection, autocast",
+        "directory",
+    ):
+        assert changed in left
     assert rows["prints nothing"] == rows["prints nothing"] | {
         "status": "warning",
         "note": "import printed 2 lines",
@@ -780,6 +789,22 @@ def test_every_criterion_is_used(grader):
 def test_import_rules_of_project_2(grader, line, found):
     known = {"others"} | sys.stdlib_module_names
     assert list(grader.imports_outside(known, grader.ast.parse(line))) == found
+
+
+def test_help_of_autograd_and_imports_elsewhere_are_found(grader, tmp_path):
+    helped = GOOD + BLOCKS.replace("with torch.enable_grad():", "if True:")
+    write_project(tmp_path, 2, helped.replace("a, b = a.float()", "import common, lazily; a, b = a.float()"))
+    (tmp_path / "common.py").write_text("from torch import nn")
+    (tmp_path / "lazily.py").write_text("import torch.optim")
+    (tmp_path / "unused.py").write_text("import torch.fx")
+    rows = [grader.Row("import", "pass")]
+    (step,) = [s for s in grader.STEPS if s.name == "blocks"]
+    grader.run_step(step, grader.Job(str(tmp_path), "course", number=2), 60, rows)
+    rows = {row.check: row for row in rows}
+    assert "does not require grad" in rows["ReLU, forward and backward"].note
+    rules = rows["imports only what is allowed"].note
+    assert "common.py: from torch import nn" in rules and "lazily.py: import torch.optim" in rules
+    assert "unused" not in rules
 
 
 @pytest.fixture
