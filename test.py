@@ -539,7 +539,7 @@ def grade(job, numbers, timeout, table):
 def folder_rows(folder, report):
     """What the course's grader looks for in the folder; only the code is required."""
     if not folder.is_dir():
-        yield Row("folder", "skipped", note=f"{folder.name}: not there, not graded")
+        yield Row("folder", "FAIL", note=f"{folder.name}: not there; --project grades the other one alone")
         return
     missing = [f"no {name}" for name in ("__init__.py", "model.py") if not (folder / name).is_file()]
     yield judged("folder", missing, needs="__init__.py, model.py")
@@ -730,7 +730,7 @@ def render(table):
     return "\n".join([*lines, "", f"{'PASSED' if passed(table) else 'FAILED'}: {told}"])
 
 
-def write_json(path, about, table):
+def write_json(path, about, table, only_try=False):
     """Writes the table to a file, as a whole or not at all. ValueError where that cannot be done."""
     rows = {title: [row._asdict() for row in group] for title, group in table.items()}
     for row in (row for group in rows.values() for row in group):  # strict JSON has no NaN: null instead
@@ -742,7 +742,8 @@ def write_json(path, about, table):
         if path.exists() and not path.is_file():
             raise OSError("not a file")
         temporary.write_text(f"{text}\n")
-        temporary.replace(path)
+        if not only_try:
+            temporary.replace(path)
     except OSError as error:
         raise ValueError(f"--json {path} cannot be written: {error}") from error
     finally:
@@ -777,7 +778,7 @@ def main(arguments=None):
     pairs, images = (QUICK_PAIRS, QUICK_IMAGES) if quick else (None, None)
     try:
         if options.json:
-            write_json(options.json, {}, {})  # an empty table: whether it can be written is told now
+            write_json(options.json, {}, {}, only_try=True)  # what cannot be written is told now
         job = prepare(options.project_path, options.data_path, options.pairs or pairs, images)
     except ValueError as error:
         tell(f"test.py: {error}")

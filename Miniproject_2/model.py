@@ -92,7 +92,7 @@ class Recipe:
     """How `Model.train` learns."""
 
     optimiser: str = "muon"  # or "adam", "sgd"
-    lr: float = 1.5e-2  # at the peak, for weights that have seen no pairs
+    lr: float | None = None  # at the peak, for weights that have seen no pairs; None: that of RATES
     momentum: float = 0.95  # of Muon and SGD
     batch_size: int = 32  # pairs of 32 x 32 a step; larger images: as many as have the same number of pixels
     min_batch_size: int = 4  # short trainings take smaller batches, to have ...
@@ -104,10 +104,13 @@ class Recipe:
     def __post_init__(self):
         if self.optimiser not in ("muon", "adam", "sgd"):
             raise ValueError(f"optimiser must be 'muon', 'adam' or 'sgd'; got {self.optimiser!r}")
+        if self.lr is None:
+            object.__setattr__(self, "lr", RATES[self.optimiser])
         if min(self.batch_size, self.min_batch_size, self.min_steps) < 1 or self.lr < 0 or not 0 <= self.ema_share <= 1:
             raise ValueError(f"Recipe needs counts of at least 1, an lr >= 0, an ema_share in [0, 1]; got {self}")
 
 
+RATES = {"muon": 1.5e-2, "adam": 1e-3, "sgd": 1.0}  # what each optimiser learns well with
 MOST_PASSES = 20  # over few pairs: more of them harm where pixels are not swapped
 PATCH = 64  # pixels a side: larger training pairs are learnt from in random patches of this size
 LR_DECAY_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
@@ -690,7 +693,7 @@ class NearestUpsampling(Module):
         n, c, h, w = x.shape
         sh, sw = self.scale
         pixels = x.detach().permute(0, 2, 3, 1)
-        repeated = pixels.view(n, h, 1, w, 1, c).expand(n, h, sh, w, sw, c).reshape(n, h * sh, w * sw, c)
+        repeated = pixels.view(n, h, 1, w, 1, c).expand(n, h, sh, w, sw, c).clone().view(n, h * sh, w * sw, c)
         return in_format_of(x, repeated.permute(0, 3, 1, 2)), (n, c, h * sh, w * sw)
 
     def backward(self, gradwrtoutput):

@@ -274,8 +274,8 @@ def test_missing_method_leaks_and_prints_are_named(tmp_path):
         "note": "import printed 2 lines",
     }
     assert rows["training a fresh model"]["status"] == "skipped"
-    assert table["Miniproject_2"]["folder"]["status"] == "skipped"
-    assert "not there, not graded" in process.stdout and "hello" not in process.stdout
+    assert table["Miniproject_2"]["folder"]["status"] == "FAIL"
+    assert "not there; --project grades the other" in process.stdout and "hello" not in process.stdout
 
 
 # Its training, and what the training has started, never end; loading forks and ends the process, while its fork, which
@@ -352,8 +352,10 @@ def test_ctrl_c_prints_what_was_finished(tmp_path, data):
 def test_nothing_to_grade_is_a_failure(grader, tmp_path, data, monkeypatch, capsys):
     monkeypatch.setattr(grader.signal, "signal", lambda *_: None)
     assert grader.main(["-p", str(tmp_path), "-d", str(data)]) == 1
-    assert "Miniproject_2: not there, not graded" in capsys.readouterr().out
-    assert grader.main(["-p", str(tmp_path), "-d", str(tmp_path)]) == 2
+    assert "Miniproject_2: not there; --project" in capsys.readouterr().out
+    (tmp_path / "old.json").write_text("kept")
+    assert grader.main(["-p", str(tmp_path), "-d", str(tmp_path), "--json", str(tmp_path / "old.json")]) == 2
+    assert (tmp_path / "old.json").read_text() == "kept"
     assert "must hold train_data.pkl or val_data.pkl" in capsys.readouterr().err
 
 

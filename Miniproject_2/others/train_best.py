@@ -12,7 +12,7 @@ import time
 from Miniproject_1.model import save_atomically
 from Miniproject_1.others.data import check_writable, load_photos, plain_errors, read_pairs
 from Miniproject_1.others.train_best import draw_round, exchangeable, report, resume, shared_parser
-from Miniproject_2.model import Model, Pairs, Recipe, Training, copy_all
+from Miniproject_2.model import RATES, Model, Pairs, Recipe, Training, copy_all
 
 EMA_STEPS = 1_000
 
@@ -20,7 +20,7 @@ EMA_STEPS = 1_000
 def parse_arguments(arguments=None):
     parser = shared_parser(__doc__)
     parser.add_argument("--batch-size", type=int, default=Recipe.batch_size)
-    parser.add_argument("--lr", type=float, default=Recipe.lr, help="of Muon, at the peak")
+    parser.add_argument("--lr", type=float, default=RATES["muon"], help="of Muon, at the peak")
     parser.add_argument("--decay", type=float, default=0.4, help="share of the pairs in which the rate falls")
     parser.add_argument("--warm-up", type=float, default=0.01, help="share of the pairs in which it rises")
     return parser.parse_args(arguments)

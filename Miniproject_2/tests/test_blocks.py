@@ -219,6 +219,12 @@ def test_blocks_without_parameters():
             method(torch.ones(1))
 
 
+def test_upsampling_by_one_is_a_copy():
+    x = torch.full((1, 1, 2, 2), -1.0)
+    ours.Sequential(ours.NearestUpsampling(1), ours.ReLU(inplace=True))(x)
+    assert (x == -1).all()
+
+
 @pytest.mark.parametrize("block", [ours.ReLU(), ours.Sigmoid(), ours.NearestUpsampling(1)])
 def test_backward_needs_forward_and_its_shape(block):
     with pytest.raises(RuntimeError, match="call forward first"):

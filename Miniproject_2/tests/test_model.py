@@ -414,6 +414,11 @@ def test_predict_and_save_from_progress_do_not_disturb_the_training(tmp_path):
     assert torch.equal(weights(model), weights(undisturbed))
 
 
+def test_each_optimiser_has_a_rate_of_its_own():
+    for optimiser, rate in ours.RATES.items():
+        assert ours.Recipe(optimiser=optimiser).lr == rate and ours.Recipe(optimiser=optimiser, lr=0.5).lr == 0.5
+
+
 def test_training_state_continues_exactly():
     noisy = torch.rand(6, 2, 4, 3, 16, 16)
     for optimiser in ("muon", "adam", "sgd"):
