@@ -118,7 +118,7 @@ def network():
 
 def rates():
     data = records.Trainings(1)
-    figure, (left, right) = canvas(1, 2, COLUMN, 1.55, sharey=True, width_ratios=[1.6, 1])
+    figure, (left, right) = canvas(1, 2, COLUMN, 1.35, sharey=True, width_ratios=[1.6, 1])
     dots(left, of(data, records.MUON), "Muon", DARK)
     dots(left, of(data, records.ADAM), "Adam alone", MIDDLE, "s", "--")
     left.set_xscale("log")
@@ -132,6 +132,25 @@ def rates():
     right.set_xticks([8, 16, 32], ["8", "16", "32"])
     right.minorticks_off()
     right.set_xlabel("batch size (pairs)")
+    return figure
+
+
+def grid():
+    """The original's search: a panel a network, a line a batch size; what diverged is below the panel."""
+    data = records.Trainings(1)
+    figure, axes = canvas(1, 2, COLUMN, 1.55, sharey=True)
+    styles = {4: (DARK, "o", "-"), 8: (MIDDLE, "s", "--"), 16: ("#5f8f3f", "^", "-."), 32: (LIGHT, "D", ":")}
+    for axis, network in zip(axes, ("U-Net", "Noise2Noise network"), strict=True):
+        for batch, points in records.grid(data, network).items():
+            dots(axis, points, str(batch), *styles[batch])
+        axis.set_xscale("log")
+        axis.set_xlabel("learning rate")
+        axis.set_title(network, fontsize=7)
+    best = max(value for axis in axes for line in axis.lines for value in line.get_ydata())
+    axes[0].set_ylim(best - 1.5, best + 0.1)
+    axes[0].set_ylabel("PSNR (dB)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, [f"batch {label}" for label in labels], loc="outside upper center", ncols=4, fontsize=6)
     return figure
 
 
@@ -173,7 +192,7 @@ def ablations():
     data = records.Trainings(1)
     found = [(label, data.differences(variant)) for variant, label in records.ABLATIONS]
     found.sort(key=lambda entry: records.mean(entry[1]))
-    figure, axis = canvas(1, 1, COLUMN, 2.95)
+    figure, axis = canvas(1, 1, COLUMN, 2.45)
     noise_of_ours = records.deviation(list(data.of("ours").values()))
     axis.axvspan(-noise_of_ours, noise_of_ours, color="#e4e4e4", zorder=0, lw=0)
     for place, (_, values) in enumerate(found):
@@ -189,7 +208,7 @@ def ablations():
 
 def pictures(project="project_1"):
     values = records.measured()["pictures"]["psnr"]
-    figure, axes = canvas(3, 3, COLUMN, 2.65)
+    figure, axes = canvas(3, 3, COLUMN, 2.05)
     for row, place in zip(axes, ("best", "median", "worst"), strict=True):
         for axis, kind in zip(row, ("noisy", project, "clean"), strict=True):
             axis.imshow(plt.imread(PICTURES / f"{place}_{kind}.png"), interpolation="nearest")
@@ -202,19 +221,6 @@ def pictures(project="project_1"):
         row[0].set_ylabel(place, fontsize=7)
     for axis, title in zip(axes[0], ("noisy", "denoised", "clean"), strict=True):
         axis.set_title(title, fontsize=7, pad=3)
-    return figure
-
-
-def each(project="1"):
-    """Every validation image: dB before and after."""
-    scores = records.measured()["scores"]
-    before, after = scores["input_of_each"], scores[f"of_each_{project}"]
-    figure, axis = canvas(1, 1, COLUMN, 1.4)
-    axis.plot(before, after, ".", color=DARK, markersize=2, alpha=0.5)
-    ends = [min(before), max(before)]
-    axis.plot(ends, ends, color="black", linewidth=0.7, linestyle="--")
-    axis.set_xlabel("PSNR of the noisy image (dB)")
-    axis.set_ylabel("PSNR after (dB)")
     return figure
 
 
@@ -310,6 +316,19 @@ def sweep():
     return figure
 
 
+def each():
+    """Every validation image: dB before and after."""
+    scores = records.measured()["scores"]
+    before, after = scores["input_of_each"], scores["of_each_2"]
+    figure, axis = canvas(1, 1, COLUMN, 1.4)
+    axis.plot(before, after, ".", color=DARK, markersize=2, alpha=0.5)
+    ends = [min(before), max(before)]
+    axis.plot(ends, ends, color="black", linewidth=0.7, linestyle="--")
+    axis.set_xlabel("PSNR of the noisy image (dB)")
+    axis.set_ylabel("PSNR after (dB)")
+    return figure
+
+
 def photo(kinds, titles, width, height, size):
     """The photograph, one panel a kind, with its PSNR."""
     figure, axes = canvas(1, len(kinds), width, height)
@@ -325,14 +344,14 @@ FIGURES = {
     "noise": noise,
     "network": network,
     "rates": rates,
+    "grid": grid,
     "limits": limits,
     "ablations": ablations,
     "pictures": pictures,
-    "each": each,
     "framework": framework,
     "growth": growth,
     "sweep": sweep,
-    "each2": lambda: each("2"),
+    "each": each,
     "pictures3": lambda: photo(
         ("noisy", "project_2", "project_1", "clean"),
         ("noisy", "this network", "first report", "clean"),

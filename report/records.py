@@ -170,6 +170,7 @@ MUON = [("Muon 1e-3", 1e-3), ("Muon 2e-3", 2e-3), ("ours", 4e-3), ("Muon 8e-3", 
 ADAM = [(f"Adam alone {text}", float(text)) for text in ("1e-3", "2e-3", "4e-3", "8e-3")]
 BATCHES = [("batch 8", 8), ("ours", 16), ("batch 32", 32)]
 FEW, AGAIN = (104, 500, 1000), "few pairs over again"
+SHORT = {"images weighted alike": "no weighting", "no pixel swap": "no swap"}  # where there is little room
 SETTINGS = ("no pixel swap", "images weighted alike", "no averaging", "no negatives")  # of the recipe
 RECIPE_RUNS = [  # many pairs seen once, few pairs seen often
     {"pairs": pairs, "epochs": epochs, "key": key}
@@ -183,15 +184,15 @@ GRID = {  # variant: (network, learning rate, batch size)
     for rate in ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2")
     for batch in (4, 8, 16, 32)
 }
-CHOICES = [  # of the original for its U-Net, that it tried or claimed
-    "the report's U-Net, batch normalisation",
-    "the report's U-Net, batch normalisation, batch 32",
-    "the report's U-Net, max pooling",
-    "the report's U-Net, ReLU",
-    "the report's U-Net, no flips",
-    "the report's U-Net, noise on half of the inputs",
-    "the report's U-Net, half of the inputs blurred",
-]
+CHOICES = {  # of the original for its U-Net: variant, and how the table calls it
+    "the report's U-Net, batch normalisation": "batch norm, batch 8",
+    "the report's U-Net, batch normalisation, batch 32": "batch norm, batch 32",
+    "the report's U-Net, max pooling": "max pooling",
+    "the report's U-Net, ReLU": "ReLU, not LeakyReLU",
+    "the report's U-Net, no flips": "no flips",
+    "the report's U-Net, noise on half of the inputs": "half of the inputs noisier",
+    "the report's U-Net, half of the inputs blurred": "half of the inputs blurred",
+}
 
 
 def first_facts():
@@ -280,11 +281,58 @@ def first_facts():
     inputs = scores["input_of_each"]
     result["with.input"] = f"{statistics.correlation(inputs, scores['of_each_1']):.2f}"
     result |= picture_facts(known["pictures"], "project_1")
+    result |= grid_facts(data)
+    for variant, label in CHOICES.items():
+        result[f"choice.{label}"] = spread(data.differences(variant, base=UNET), 2, "+")
+    result["n.choices"] = str(len(data.differences(next(iter(CHOICES)), base=UNET)))
     classics = known["classics"]
     result["classics.images"] = count(classics["images"])
     result["classics.best"] = f"{max(entry['psnr'] for entry in classic_rows(classics).values()):.2f}"
     result["classics.ours"] = f"{classics['project 1']['psnr']:.2f}"
     return result
+
+
+def grid(data, network):
+    """{batch size: [(learning rate, [dB of the seeds])]} of the original's search; empty without such trainings."""
+    found = {}
+    for variant, (name, rate, batch) in GRID.items():
+        if name == network and (values := list(data.of(variant).values())):
+            found.setdefault(batch, []).append((rate, values))
+    return found
+
+
+def best_setting(data, network):
+    """The variant of the original's search that did best."""
+    names = [variant for variant, (name, *_) in GRID.items() if name == network and data.of(variant)]
+    return max(names, key=lambda variant: mean(data.of(variant).values()))
+
+
+def grid_facts(data):
+    result = {}
+    for key, network in (("unet", "U-Net"), ("n2n", "Noise2Noise network")):
+        best = best_setting(data, network)
+        _, rate, batch = GRID[best]
+        gain = data.differences(best, base=f"the report's {network}, Adam 3e-4, batch 8")
+        result |= {f"grid.{key}.rate": f"{rate:g}", f"grid.{key}.batch": str(batch)}
+        result |= {f"grid.{key}.best": spread(data.of(best).values()), f"grid.{key}.gain": spread(gain, 2, "+")}
+    seeds = {len(found) for variant in GRID if (found := data.of(variant))}
+    result["grid.n"] = " or ".join(map(str, sorted(seeds)))
+    return result
+
+
+def form_table(data, original):
+    """The original's table of results, and the same trainings here; empty without them."""
+    found = []
+    for label, key, variant in (("U-Net", "unet", UNET), ("Noise2Noise", "noise2noise", NOISE2NOISE)):
+        settings, epochs = [original["lr"], str(original["batch"])], original["epochs"]
+        here = {key: list(data.of(variant, max(PAIRS), epochs, key).values()) for key in ("single", "seconds")}
+        if here["single"]:
+            minutes = mean(here["seconds"]) / 60 / epochs
+            found += [
+                [f"{label}, as reported", *settings, f"{original[key]['psnr']:.2f}", f"{original[key]['minutes']}"],
+                [f"{label}, here", *settings, spread(here["single"]), f"{minutes:.1f}"],
+            ]
+    return found
 
 
 def noise_facts(noise, sampling):
@@ -360,13 +408,8 @@ def first_tables():
         trained("ours", "ours", max(PAIRS), size["ours"]),
         trained("ours, clean targets", "clean targets", max(PAIRS), size["ours"]),
         *(
-            trained(f"{label}, {epochs} passes", variant, max(PAIRS), size[key], epochs)
-            for label, variant, key in (
-                ("original's U-Net", UNET, "unet"),
-                ("original's Noise2Noise", NOISE2NOISE, "noise2noise"),
-                ("ours", "ours", "ours"),
-            )
-            for epochs in data.repeated(variant, max(PAIRS))[-1:]
+            trained(f"ours, {epochs} passes", "ours", max(PAIRS), size["ours"], epochs)
+            for epochs in data.repeated("ours", max(PAIRS))[-1:]
         ),
         [
             "ours, shipped",
@@ -401,8 +444,9 @@ def first_tables():
         "published": others,
         "classics": classics_table(known["classics"]),
         "original": original_table(data, known, original),
-        "settings": settings_table(data, SETTINGS, *RECIPE_RUNS),
+        "settings": settings_table(data, SETTINGS, *RECIPE_RUNS, digits=2),
         "few": few_table(data),
+        "form": form_table(data, original),
         "equal": [[row["who"], f"{row['psnr']:.2f}", str(row["seconds"])] for row in field()["eight_thousand"]["rows"]],
     }
 
@@ -427,13 +471,19 @@ def classics_table(classics):
     return found + [[label, "—", f"{classics[name]['psnr']:.2f}"] for name, label in mine]
 
 
-def settings_table(data, variants, *columns):
+def settings_table(data, variants, *columns, digits=3):
     """Settings of the recipe against ours; a column is what `Trainings.differences` takes. Empty without trainings."""
     found = []
     for variant in variants:
         differences = [data.differences(variant, **column) for column in columns]
         if all(differences):
-            found.append([variant, str(len(differences[0])), *(spread(values, 3, "+") for values in differences)])
+            found.append(
+                [
+                    SHORT.get(variant, variant),
+                    str(len(differences[0])),
+                    *(spread(values, digits, "+") for values in differences),
+                ]
+            )
     return found
 
 
@@ -461,13 +511,18 @@ def original_table(data, known, original):
     between = data.differences(NOISE2NOISE, base=UNET)
     return [
         [f"Noise2Noise over U-Net: {gap:.2f} dB", f"{verdict(between)}: {spread(between, 2, '+')} dB"],
-        [f"both with Adam at {original['lr']}", f"{lost} dB to ours, network and recipe together"],
+        [f"both with Adam at {original['lr']}", f"{lost} dB to ours"],
         ["constant learning rate", to_ours("constant rate")],
         [f"batch {original['batch']}, not 16", to_ours("batch 8")],
         ["flips, not equivariance", to_ours("not equivariant, flips alone")],
         ["LeakyReLU, not ReLU", to_ours("leaky ReLU")],
-        ["inputs in [−0.5, 0.5], not four times that", to_ours("inputs x1")],
-        ["recursive evaluation", f"{scores[0]:.2f} dB after one pass, {scores[1]:.2f} after two"],
+        ["inputs in [−0.5, 0.5], not ×4", to_ours("inputs x1")],
+        *(
+            [f"its U-Net: {label}", f"{verdict(found)}: {spread(found, 2, '+')} dB"]
+            for variant, label in CHOICES.items()
+            if (found := data.differences(variant, base=UNET))
+        ),
+        ["recursive evaluation", f"{scores[0]:.2f} dB, the second time {scores[1]:.2f}"],
     ]
 
 

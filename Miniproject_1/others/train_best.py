@@ -231,19 +231,22 @@ def draw_round(photos, pairs, seed, options):
 
 def draw_large(photos, pairs, seed, options):
     """Fresh large pairs, half of them of other noise, on photographs and flat images."""
+    photos = [photo for photo in photos if min(photo.shape[1:]) >= LARGE]
+    if not photos:
+        raise ValueError(f"--large needs photographs of at least {LARGE} pixels a side")
     generator = torch.Generator().manual_seed(seed)
     colours = torch.randint(256, (round(FLAT * len(photos)), 3, 1, 1), generator=generator).to(torch.uint8)
     flat = list(colours.expand(-1, 3, LARGE, LARGE))
     sampled = functools.partial(noisy_and_mean, draws=max(2, options.draws), inputs=1, cells=LARGE)
     others = functools.partial(other_noises_and_mean, cells=LARGE)
-    halves = draw_pairs(photos, pairs - pairs // 2, seed, sampled), draw_pairs(photos + flat, pairs // 2, seed, others)
+    halves = draw_pairs(photos, pairs // 2, seed, sampled), draw_pairs(photos + flat, pairs // 2, seed, others)
     return tuple(map(torch.cat, zip(*halves, strict=True)))
 
 
 def draw_batches(photos, number, options, generator):
     """The batches of one round in random order, each a pair of uint8 tensors. A large pair counts as nine."""
     seed, area = 1000 * options.seed + number, (LARGE // CELLS) ** 2
-    large = round(options.large * options.round) // area
+    large = 2 * (round(options.large * options.round) // (2 * area))
     groups = [(draw_round(photos, options.round - area * large, seed, options), options.batch_size)]
     if large:
         groups.append((draw_large(photos, large, seed, options), math.ceil(options.batch_size / area)))
