@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from Miniproject_1.others.experiments import VARIANTS as variants_1
+from Miniproject_2.others.experiments import VARIANTS as variants_2
 from report import build, experiments, records
 
 STATE = json.loads((build.HERE / "build.json").read_text())
@@ -152,6 +154,33 @@ def test_differences_are_taken_within_a_file_and_a_seed(results):
     ]
     results("project_1_more.jsonl", *more)
     assert records.Trainings(1).differences("gates") == [0.5]
+
+
+def test_the_search_of_the_original_is_sorted_and_its_best_setting_found(results):
+    setting = "the report's U-Net, Adam {}, batch {}"
+    rows = [("3e-4", 8, 0, 24.0), ("1e-3", 8, 0, 25.0), ("1e-3", 8, 1, 25.2), ("3e-4", 4, 0, 25.05)]
+    results("project_1.jsonl", *({"variant": setting.format(r, b), "seed": s, "single": x} for r, b, s, x in rows))
+    data = records.Trainings(1)
+    assert records.grid(data, "U-Net") == {4: [(3e-4, [25.05])], 8: [(3e-4, [24.0]), (1e-3, [25.0, 25.2])]}
+    assert records.best_setting(data, "U-Net") == setting.format("1e-3", 8)
+    assert records.grid(data, "Noise2Noise network") == {}
+
+
+def test_the_table_of_the_original_beside_the_same_trainings_here(results):
+    own = {"psnr": 25.63, "minutes": 3.9}
+    original = {"lr": "3e-4", "batch": 8, "epochs": 3, "unet": own, "noise2noise": own}
+    assert records.form_table(records.Trainings(1), original) == []
+    row = {"variant": records.UNET, "pairs": 50_000, "epochs": 3, "single": 25.5, "seconds": 360.0}
+    results("project_1.jsonl", row)
+    reported, here = records.form_table(records.Trainings(1), original)
+    assert reported == ["U-Net, as reported", "3e-4", "8", "25.63", "3.9"]
+    assert here == ["U-Net, here", "3e-4", "8", "25.50", "2.0"]
+
+
+@pytest.mark.parametrize("job", experiments.JOBS.values(), ids=experiments.JOBS)
+def test_each_job_names_variants_that_exist(job):
+    variants = {1: variants_1, 2: variants_2}[job.project]
+    assert set(job.only) <= variants.keys()
 
 
 def test_old_names_are_read_as_todays(results):
