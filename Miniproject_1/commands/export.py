@@ -3,7 +3,7 @@
     noise2noise export photo -o photo.onnx
     noise2noise export mine.pth -o mine.pt2
 
-Input `images` and output `denoised` are float32 (N, C, H, W) in [0, 255] of any number N and any H x W of at least 3: a
+Input `images` and output `denoised` are float32 (N, C, H, W) in [0, 255] of any number N and any H x W of at least 4: a
 single pass over the whole picture, in float32. Small pictures are mirrored up to 16 pixels a side and all of them to
 what the network takes, inside of the file. There are no tiles: the memory grows with the picture.
 
@@ -27,7 +27,7 @@ from Miniproject_1.commands.images import whole_file
 from Miniproject_1.commands.weights import PURPOSES, load_model
 from Miniproject_1.model import NARROW, SMALLEST, ResidualBlock, Symmetric
 
-CHECKED = ((1, 3, 5), (2, 37, 50), (3, 96, 129))  # N, H, W of the pictures that both predict
+CHECKED = ((1, 4, 5), (2, 37, 50), (3, 96, 129))  # N, H, W of the pictures that both predict
 TOLERANCE = 0.01  # grey values by which they may differ: rounding makes less than a thousandth
 EXAMPLE = (2, 40, 56)  # N, H, W that the network is traced with
 

@@ -961,7 +961,9 @@ def test_pairs_of_different_exposure_give_a_warning():
 # -------------------------------------------------------------------------------------------- surroundings
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (3, 3), (2, 32), (32, 2), (3, 32), (6, 5), (200, 130)])
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 2), (2, 2), (3, 3), (2, 32), (32, 2), (3, 32), (4, 4), (4, 32), (6, 5), (200, 130)]
+)
 def test_flat_images_of_any_size_get_no_worse(size):
     shipped = Model()
     shipped.load_pretrained_model()

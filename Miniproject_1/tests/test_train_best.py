@@ -16,7 +16,7 @@ from Miniproject_1.others import data, train_best
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Runs the command on procedural pictures; gives the weights it wrote, flattened."""
-    monkeypatch.setattr(train_best, "load_photos", lambda folder: [data.render_scene(1, side=64)])
+    monkeypatch.setattr(train_best, "load_photos", lambda folder: [data.render_scene(1, side=96)])
 
     def call(name, options=()):
         path = tmp_path / name
@@ -50,10 +50,10 @@ def test_finished_training_stays_as_it_is(run):
     assert torch.equal(first, again)
 
 
-@pytest.mark.parametrize("options", [["--inputs", "2"], ["--draws", "1"], ["--other-noise", "0.25"]], ids=str)
+@pytest.mark.parametrize("options", ["--inputs 2", "--draws 1", "--other-noise 0.25", "--large 0.6"])
 def test_what_is_drawn_is_learnt_from(run, options):
     _, default = run("default.pth")
-    _, other = run("other.pth", options=options)
+    _, other = run("other.pth", options=options.split())
     assert not torch.equal(default, other)
 
 
@@ -94,6 +94,22 @@ def test_larger_network_grows_from_the_weights_of_a_smaller_one(run, tmp_path):
             assert torch.equal(blocks[f"{chain}.{number}"].first.weight, second.weight)
 
 
+def test_large_pairs_are_a_share_of_the_work(tmp_path):
+    command = [str(tmp_path), "--out", "x", "--pairs", "1", "--round", "960", "--draws", "8", "--batch-size", "16"]
+    flat = [torch.full((3, side, 128), 100, dtype=torch.uint8) for side in (95, *20 * [128])]
+    options = train_best.parse_arguments([*command, "--large", "0.4"])
+    batches = list(train_best.draw_batches(flat, 0, options, torch.Generator().manual_seed(0)))
+    assert all(noisy.shape == others.shape and noisy.dtype == others.dtype == torch.uint8 for noisy, others in batches)
+    sides = [noisy.shape[-1] for noisy, _ in batches]
+    assert sides != sorted(sides)
+    small, large = (torch.cat([noisy for noisy, _ in batches if noisy.shape[-1] == side]) for side in (32, 96))
+    assert len(large) == 42 and len(small) + 9 * len(large) == 960
+    assert (small == 100).all() and 12 <= (large != 100).flatten(1).any(1).sum() <= 21  # half have other noise
+    assert max(len(noisy) for noisy, _ in batches if noisy.shape[-1] == 96) == 2
+    with pytest.raises(ValueError, match="--large needs photographs of at least 96"):
+        train_best.draw_large(flat[:1], 4, 0, options)
+
+
 def test_smaller_network_than_the_weights_it_starts_from_is_refused(run, tmp_path):
     run("small.pth")
     command = ["x", "--out", str(tmp_path / "x.pth"), "--pairs", "1", "--start", str(tmp_path / "small.pth")]
@@ -131,7 +147,8 @@ def test_weights_go_to_a_folder_that_is_not_there_yet(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", ["--pairs 0", "--round -1", "--draws 0", "--inputs 0", "--other-noise 1.5", "--other-noise nan"]
+    "option",
+    ["--pairs 0", "--round -1", "--draws 0", "--inputs 0", "--other-noise 1.5", "--other-noise nan", "--large -0.1"],
 )
 def test_numbers_that_make_no_sense_are_refused(option):
     with pytest.raises(SystemExit) as error:
@@ -146,7 +163,7 @@ def test_each_run_of_the_shipped_weights_starts_where_the_one_before_ended():
         ["sh", str(script), "PHOTOS", "FOLDER"], env=os.environ | {"PYTHON": "echo"}, capture_output=True, text=True
     )
     commands = [shlex.split(line) for line in printed.stdout.splitlines()]
-    assert [command[:2] for command in commands] == 5 * [["-m", "Miniproject_1.others.train_best"]]
+    assert [command[:2] for command in commands] == 7 * [["-m", "Miniproject_1.others.train_best"]]
     runs = [train_best.parse_arguments(command[2:]) for command in commands]
     assert [run.start for run in runs] == [None, *(run.out for run in runs[:-1])]
     assert all(run.photos == Path("PHOTOS") for run in runs)
