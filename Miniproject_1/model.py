@@ -1119,7 +1119,7 @@ class Model:
             loaded = Model(content["network"], **options, **content["sizes"])
             loaded.network.load_state_dict(content["weights"])
             loaded.pairs_seen, loaded.noise = content["pairs_seen"], content["noise"] and PairNoise(**content["noise"])
-            loaded.chosen_views = chosen_views(content.get("views"), loaded.every_view())
+            loaded.chosen_views = check_views(content.get("views"), loaded.every_view())
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -1266,8 +1266,8 @@ class Model:
         return total / len(views)
 
 
-def chosen_views(numbers, views):
-    """The numbers of the chosen views as a weights file has them; ValueError where there are no such views."""
+def check_views(numbers, views):
+    """The numbers of chosen views as a weights file has them; ValueError where there are no such views."""
     if numbers is not None and (numbers[:1] != [0] or not set(numbers) <= set(range(len(views)))):
         raise ValueError(f"views must be None or numbers below {len(views)}, 0 the first; got {numbers}")
     return numbers

@@ -693,7 +693,8 @@ class NearestUpsampling(Module):
         n, c, h, w = x.shape
         sh, sw = self.scale
         pixels = x.detach().permute(0, 2, 3, 1)
-        repeated = pixels.view(n, h, 1, w, 1, c).expand(n, h, sh, w, sw, c).clone().view(n, h * sh, w * sw, c)
+        repeated = pixels.view(n, h, 1, w, 1, c).expand(n, h, sh, w, sw, c).reshape(n, h * sh, w * sw, c)
+        repeated = repeated.clone() if sh * sw == 1 else repeated  # the output is never the input itself
         return in_format_of(x, repeated.permute(0, 3, 1, 2)), (n, c, h * sh, w * sw)
 
     def backward(self, gradwrtoutput):
@@ -1479,7 +1480,7 @@ class Model:
             loaded = Model(recipe=self.recipe, seed=self.seed, device=self.device, **header["architecture"])
             loaded.pairs_seen, noise = header["pairs_seen"], header["noise"]
             loaded.noise = noise and PairNoise(**noise | {"errors": tuple(noise["errors"])})
-            loaded.chosen_views = chosen_views(header.get("views"), loaded.every_view())
+            loaded.chosen_views = check_views(header.get("views"), loaded.every_view())
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{Path(path).name} does not describe a network of this module: {error}") from error
         parameters = [parameter for parameter, _ in loaded.network.param()]
@@ -1624,8 +1625,8 @@ class Model:
                 result[:, :, y : y + tile, x : x + tile] = clean.mul(255 / len(views)).clamp_(0, 255)
 
 
-def chosen_views(numbers, views):
-    """The numbers of the chosen views as a weights file has them; ValueError where there are no such views."""
+def check_views(numbers, views):
+    """The numbers of chosen views as a weights file has them; ValueError where there are no such views."""
     if numbers is not None and (numbers[:1] != [0] or not set(numbers) <= set(range(len(views)))):
         raise ValueError(f"views must be None or numbers below {len(views)}, 0 the first; got {numbers}")
     return numbers

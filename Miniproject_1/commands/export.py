@@ -81,7 +81,10 @@ class GatedBlock(nn.Module):
 
 
 def cell_means(x, axis, cell):
-    """`model.cell_means` along one axis, and one or two more that `blended` passes over: no axis is of one cell."""
+    """`model.cell_means` along one axis, with one or two zeros after them.
+
+    `blended` does not look these up: without them an axis might have one cell, which would be traced as a constant.
+    """
     size = x.shape[axis]
     sums = cell * F.avg_pool2d(F.pad(x.movedim(axis, -1), (0, 2 * cell)), (1, cell))  # as reshaping wants known sizes
     cells, last = sums.shape[-1], last_cell(size, cell)
