@@ -349,6 +349,7 @@ def train(options):
 
     wait_for_others()  # they look for files, too
     learn(training, learnt, options, checkpoint, key, report)
+    wait_for_others()  # the first one is still writing
     if is_first():
         checkpoint.unlink(missing_ok=True)
 
