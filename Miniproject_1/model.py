@@ -1234,15 +1234,14 @@ class Model:
         channels of unequal noise are unlike all that was learnt from: averaged in, they can ruin a prediction.
         """
         some = slice(None, None, -(-len(noisy_a) // VIEWED)), slice(None), *2 * [slice(ENSEMBLE_SIDE)]
-        noisy, other = noisy_a.detach()[some], noisy_b.detach()[some].to(noisy_a.device).float() / 255
+        noisy, other = (to_device(images.detach()[some], self.device).float() / 255 for images in (noisy_a, noisy_b))
         power = {"l2": 2, "l1": 1, "l0": 0.1}[self.recipe.loss]
-
-        def error(*views):
-            return power_loss(self._predict_tiles(noisy, views) / 255, other, power).item()
-
-        first, *others = self.every_view()
-        alone = error(first)
-        self.chosen_views = [0, *(n for n, view in enumerate(others, start=1) if error(first, view) <= alone)]
+        alone, *others = (self._denoise(noisy, [view]) for view in self.every_view())
+        limit, *errors = (
+            power_loss(prediction.clamp(0, 1), other, power).item()
+            for prediction in (alone, *((alone + view) / 2 for view in others))
+        )
+        self.chosen_views = [0, *(number for number, error in enumerate(errors, start=1) if error <= limit)]
 
     def _predict_tiles(self, images, views):
         """Predicts (B, C, H, W) tile by tile and blends the tiles; only one at a time is on the device."""

@@ -1598,16 +1598,13 @@ class Model:
         channels of unequal noise are unlike all that was learnt from: averaged in, they can ruin a prediction.
         """
         some = slice(None, None, -(-len(noisy_a) // VIEWED)), slice(None), *2 * [slice(ENSEMBLE_SIDE)]
-        noisy, other = noisy_a.detach()[some], noisy_b.detach()[some].to(noisy_a.device).float()
-        result = empty(noisy.shape, dtype=FLOAT32, device=noisy.device)
-
-        def error(*views):
-            self._predict_tiles(noisy, views, result)
-            return (result - other).square().mean().item()
-
-        first, *others = self.every_view()
-        alone = error(first)
-        self.chosen_views = [0, *(n for n, view in enumerate(others, start=1) if error(first, view) <= alone)]
+        noisy, other = (images.detach()[some].to(self.device).float() / 255 for images in (noisy_a, noisy_b))
+        alone, *others = (from_view(self.network.denoised(to_view(noisy, *view)), *view) for view in self.every_view())
+        limit, *errors = (
+            (prediction.clamp(0, 1) - other).square().mean().item()
+            for prediction in (alone, *((alone + view) / 2 for view in others))
+        )
+        self.chosen_views = [0, *(number for number, error in enumerate(errors, start=1) if error <= limit)]
 
     def _predict_tiles(self, images, views, result):
         """Writes the prediction of (B, C, H, W) into `result`; only one tile at a time is on the model's device.

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from Miniproject_1.others.experiments import grid
 from report import records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +38,7 @@ JOBS = {
     "recipe of project 2": Job(2, (50_000,), ("ours", "no pixel swap", "no averaging")),
     "few pairs": Job(1, records.FEW, ("ours", records.AGAIN)),
     "few pairs of project 2": Job(2, records.FEW, ("ours", records.AGAIN)),
-    "grid": Job(1, (7_800,), tuple(records.GRID)),
+    "grid": Job(1, (7_800,), (*grid("U-Net", "unet"), *grid("Noise2Noise network", "noise2noise"))),
     "original's choices": Job(1, (7_800,), (UNET, *records.CHOICES)),
     "original": Job(1, (50_000,), (UNET, NOISE2NOISE), epochs=(3,)),
     "ablations": Job(1, (7_800,)),

@@ -178,12 +178,6 @@ RECIPE_RUNS = [  # many pairs seen once, few pairs seen often
     for key in ("single", "ensemble")
 ]
 UNET, NOISE2NOISE = "the report's U-Net and recipe", "the report's Noise2Noise network and recipe"
-GRID = {  # variant: (network, learning rate, batch size)
-    f"the report's {network}, Adam {rate}, batch {batch}": (network, float(rate), batch)
-    for network in ("U-Net", "Noise2Noise network")
-    for rate in ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2")
-    for batch in (4, 8, 16, 32)
-}
 CHOICES = {  # of the original for its U-Net: variant, and how the table calls it
     "the report's U-Net, batch normalisation": "batch norm, batch 8",
     "the report's U-Net, batch normalisation, batch 32": "batch norm, batch 32",
@@ -281,7 +275,7 @@ def first_facts():
     inputs = scores["input_of_each"]
     result["with.input"] = f"{statistics.correlation(inputs, scores['of_each_1']):.2f}"
     result |= picture_facts(known["pictures"], "project_1")
-    result |= grid_facts(data)
+    result |= grid_facts(data, original)
     for variant, label in CHOICES.items():
         result[f"choice.{label}"] = spread(data.differences(variant, base=UNET), 2, "+")
     result["n.choices"] = str(len(data.differences(next(iter(CHOICES)), base=UNET)))
@@ -292,32 +286,38 @@ def first_facts():
     return result
 
 
+def search(data, network):
+    """{variant: (learning rate, batch size)} of the original's search with one of its networks."""
+    start = f"the report's {network}, Adam "
+    names = {row["variant"] for row in data.rows if row["variant"].startswith(start)}
+    settings = {name: name.removeprefix(start).split(", batch ") for name in names if data.of(name)}
+    found = {name: (float(rate), int(batch)) for name, (rate, batch) in settings.items()}
+    return dict(sorted(found.items(), key=lambda entry: entry[1]))
+
+
 def grid(data, network):
     """{batch size: [(learning rate, [dB of the seeds])]} of the original's search; empty without such trainings."""
     found = {}
-    for variant, (name, rate, batch) in GRID.items():
-        if name == network and (values := list(data.of(variant).values())):
-            found.setdefault(batch, []).append((rate, values))
-    return found
+    for variant, (rate, batch) in search(data, network).items():
+        found.setdefault(batch, []).append((rate, list(data.of(variant).values())))
+    return dict(sorted(found.items()))
 
 
 def best_setting(data, network):
     """The variant of the original's search that did best."""
-    names = [variant for variant, (name, *_) in GRID.items() if name == network and data.of(variant)]
-    return max(names, key=lambda variant: mean(data.of(variant).values()))
+    return max(search(data, network), key=lambda variant: mean(data.of(variant).values()))
 
 
-def grid_facts(data):
-    result = {}
+def grid_facts(data, original):
+    result, seeds = {}, set()
     for key, network in (("unet", "U-Net"), ("n2n", "Noise2Noise network")):
-        best = best_setting(data, network)
-        _, rate, batch = GRID[best]
-        gain = data.differences(best, base=f"the report's {network}, Adam 3e-4, batch 8")
+        best, settings = best_setting(data, network), search(data, network)
+        rate, batch = settings[best]
+        gain = data.differences(best, base=f"the report's {network}, Adam {original['lr']}, batch {original['batch']}")
         result |= {f"grid.{key}.rate": f"{rate:g}", f"grid.{key}.batch": str(batch)}
         result |= {f"grid.{key}.best": spread(data.of(best).values()), f"grid.{key}.gain": spread(gain, 2, "+")}
-    seeds = {len(found) for variant in GRID if (found := data.of(variant))}
-    result["grid.n"] = " or ".join(map(str, sorted(seeds)))
-    return result
+        seeds |= {len(data.of(variant)) for variant in settings}
+    return result | {"grid.n": " or ".join(map(str, sorted(seeds)))}
 
 
 def form_table(data, original):
@@ -477,13 +477,8 @@ def settings_table(data, variants, *columns, digits=3):
     for variant in variants:
         differences = [data.differences(variant, **column) for column in columns]
         if all(differences):
-            found.append(
-                [
-                    SHORT.get(variant, variant),
-                    str(len(differences[0])),
-                    *(spread(values, digits, "+") for values in differences),
-                ]
-            )
+            cells = (spread(values, digits, "+") for values in differences)
+            found.append([SHORT.get(variant, variant), str(len(differences[0])), *cells])
     return found
 
 

@@ -348,7 +348,7 @@ def train(options):
         return in_words(training.curve[-1], training, unseen, seconds)
 
     wait_for_others()  # they look for files, too
-    learn(training, learnt, options, checkpoint, key, report)
+    learn(training, options, checkpoint, key, report)
     wait_for_others()  # the first one is still writing
     if is_first():
         checkpoint.unlink(missing_ok=True)
@@ -403,7 +403,7 @@ def make_model(options, channels):
     return model
 
 
-def learn(training, learnt, options, checkpoint, key, report):
+def learn(training, options, checkpoint, key, report):
     """Steps to the end; writes weights after each epoch, and checkpoints."""
     began = saved = time.monotonic()
     with progress_bar(training.steps, options.quiet) as bar:
@@ -417,7 +417,7 @@ def learn(training, learnt, options, checkpoint, key, report):
             if ended:
                 with training.training.averaged():
                     line = report(time.monotonic() - began)
-                    training.model.choose_views(learnt.first, learnt.second)
+                    training.model.choose_views(training.pairs.noisy_a, training.pairs.noisy_b)
                     training.model.save(options.out)
                 if not options.quiet:
                     bar.write(line)

@@ -172,7 +172,7 @@ def draw_pairs(pictures, pairs, seed, draw=noisy_pairs):
         seed: another seed gives other crops and other noise.
         draw: `noisy_pairs`, `noisy_and_mean`, `other_noises_and_mean` or `noisy_and_clean`.
 
-    Returns the two images of each pair: uint8 (N, C, 32, 32) twice.
+    Returns the two images of each pair: uint8 (N, C, S, S) twice, 32 cells a side where `draw` says nothing else.
     """
     jobs = _share(len(pictures), pairs, seed)
     with ThreadPoolExecutor(os.cpu_count()) as pool:

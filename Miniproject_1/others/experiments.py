@@ -239,6 +239,9 @@ def of_the_report(name, recipe=(), **settings):
     return Variant(asdict(REPORT_RECIPE) | dict(recipe), name, **settings)
 
 
+GRID_RATES, GRID_BATCHES = ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2"), (4, 8, 16, 32)
+
+
 def grid(title, name):
     """A report's network at every learning rate and batch size of its search."""
     return {
@@ -249,8 +252,6 @@ def grid(title, name):
         for batch in GRID_BATCHES
     }
 
-
-GRID_RATES, GRID_BATCHES = ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2"), (4, 8, 16, 32)
 
 VARIANTS = {
     "ours": Variant(),

@@ -217,9 +217,14 @@ def restart_units(block, which, equivariant):
     block.second.weight[:, which] = 0
 
 
-def draw_round(photos, pairs, seed, options):
+def seed_of(number, options):
+    """Of all that a round draws."""
+    return 1000 * options.seed + number
+
+
+def draw_round(photos, pairs, number, options):
     """Fresh pairs, those of other noise last: one draw of a crop and another, or the mean of its other draws."""
-    draw = noisy_pairs
+    draw, seed = noisy_pairs, seed_of(number, options)
     if options.draws > 1:
         draw = functools.partial(noisy_and_mean, draws=options.draws, inputs=options.inputs)
     others = round(options.other_noise * pairs)
@@ -229,11 +234,12 @@ def draw_round(photos, pairs, seed, options):
     return tuple(map(torch.cat, zip(drawn, draw_pairs(photos, others, seed, other_noises_and_mean), strict=True)))
 
 
-def draw_large(photos, pairs, seed, options):
+def draw_large(photos, pairs, number, options):
     """Fresh large pairs, half of them of other noise, on photographs and flat images."""
     photos = [photo for photo in photos if min(photo.shape[1:]) >= LARGE]
     if not photos:
         raise ValueError(f"--large needs photographs of at least {LARGE} pixels a side")
+    seed = seed_of(number, options)
     generator = torch.Generator().manual_seed(seed)
     colours = torch.randint(256, (round(FLAT * len(photos)), 3, 1, 1), generator=generator).to(torch.uint8)
     flat = list(colours.expand(-1, 3, LARGE, LARGE))
@@ -245,11 +251,11 @@ def draw_large(photos, pairs, seed, options):
 
 def draw_batches(photos, number, options, generator):
     """The batches of one round in random order, each a pair of uint8 tensors. A large pair counts as nine."""
-    seed, area = 1000 * options.seed + number, (LARGE // CELLS) ** 2
+    area = (LARGE // CELLS) ** 2
     large = 2 * (round(options.large * options.round) // (2 * area))
-    groups = [(draw_round(photos, options.round - area * large, seed, options), options.batch_size)]
+    groups = [(draw_round(photos, options.round - area * large, number, options), options.batch_size)]
     if large:
-        groups.append((draw_large(photos, large, seed, options), math.ceil(options.batch_size / area)))
+        groups.append((draw_large(photos, large, number, options), math.ceil(options.batch_size / area)))
     batches = [
         (pairs, index)
         for pairs, batch_size in groups

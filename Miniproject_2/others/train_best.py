@@ -33,7 +33,7 @@ def lr_factor(done, warm_up, decay):
 
 def train_round(model, training, photos, number, options):
     """Learns from one round of fresh pairs; returns the mean loss."""
-    pairs, losses = Pairs(*draw_round(photos, options.round, 1000 * options.seed + number, options), model.device), []
+    pairs, losses = Pairs(*draw_round(photos, options.round, number, options), model.device), []
     order = training.generator.sample(range(len(pairs)), len(pairs))
     for start in range(0, len(pairs), options.batch_size):
         done = min(1.0, training.steps * options.batch_size / options.pairs)
