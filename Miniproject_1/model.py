@@ -48,7 +48,7 @@ LOSSES = ("l2", "l1", "l0")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How `Model.train` learns. A rate of 0 leaves the parameters in question to Adam alone."""
+    """How `Model.train` learns. A `muon_lr` of 0 leaves all parameters to Adam."""
 
     batch_size: int = 16  # pairs of 32 x 32 a step; larger images: as many as have the same number of pixels
     min_steps: int = 200  # fewer pairs than fill these make the batch smaller instead
@@ -71,6 +71,8 @@ class Recipe:
             raise ValueError(f"Recipe needs a batch_size of at least 1 and an ema_decay in [0, 1); got {self}")
         if min(self.muon_lr, self.adam_lr) < 0 or (self.variance_floor is not None and self.variance_floor <= 0):
             raise ValueError(f"Recipe needs rates of at least 0 and a variance_floor above 0; got {self}")
+        if self.adam_lr == 0 < self.muon_lr:
+            raise ValueError(f"Recipe needs an adam_lr above 0, or biases and the last layer never learn; got {self}")
 
     def decided(self, noise):
         """The recipe for pairs with a `PairNoise`: whether their pixels are swapped is no longer open."""
@@ -388,6 +390,10 @@ class UNet(nn.Module):
         self.last = conv(width, in_channels, kernel=1)
         self.pool = nn.AvgPool2d(2)
 
+    @property
+    def first(self):
+        return self.encode1[0]
+
     def forward(self, images):  # (B, C, H, W)
         full = self.encode1(images - 0.5)  # (B, width, H, W)
         half = self.encode2(self.pool(full))  # (B, 2 width, H / 2, W / 2)
@@ -561,7 +567,8 @@ class PairNoise:
         line_correlation: mean over all pairs of pixels of one row or one column: stripes and drifting exposure have
             more than 0.
         imbalance: (variance of noise a - variance of noise b) / (their sum): 0 for images that are equally noisy.
-        offset: mean of noisy_a - noisy_b, in standard deviations of this difference.
+        offset: mean of noisy_a - noisy_b in the channel where it is furthest from 0, in standard deviations of this
+            difference.
         channel_ratio: of the strongest channel's standard deviation of the noise to the weakest one's.
         errors: the standard errors of the first four, infinite where there are too few pixels to tell.
     """
@@ -595,8 +602,7 @@ def measure_noise(noisy_a, noisy_b):
     step = -(-len(noisy_a) // max(1, min(2048, 2**22 // (h * w))))
     a, b = (blocks(images[::step, :, :h, :w].float() / 255) for images in (noisy_a, noisy_b))  # (blocks, C, h, w)
     difference = a - b
-    power = difference.square().mean((1, 2, 3))
-    offset, offset_error = ratio(difference.mean((1, 2, 3)), power.sqrt())
+    offsets = [ratio(d.mean((1, 2)), d.square().mean((1, 2)).sqrt()) for d in difference.unbind(1)]
     centred = difference - difference.mean((0, 2, 3), keepdim=True)
     power = centred.square().mean((1, 2, 3))
     shifts = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
@@ -604,8 +610,8 @@ def measure_noise(noisy_a, noisy_b):
     lines = [ratio(line_products(centred, axis), power) for axis in (2, 3)]
     total = a + b - (a + b).mean((2, 3), keepdim=True)
     imbalance, imbalance_error = ratio((centred * total).mean((1, 2, 3)), power)
-    (correlation, correlation_error), (line, line_error) = (
-        max(found, key=lambda one: abs(one[0]) + 2 * one[1]) for found in (neighbours, lines)
+    (correlation, correlation_error), (line, line_error), (offset, offset_error) = (
+        max(found, key=lambda one: abs(one[0]) + 2 * one[1]) for found in (neighbours, lines, offsets)
     )
     channels = centred.square().mean((0, 2, 3)).tolist()
     weakest, strongest = min(channels), max(channels)
@@ -750,7 +756,7 @@ class Training:
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("all parameters of the network are frozen: set requires_grad of those that are to learn")
-        hidden = [p for p in self.parameters if recipe.muon_lr and joins_features(p)]
+        hidden = [p for p in self.parameters if recipe.muon_lr and joins_features(p, network)]
         others = [p for p in self.parameters if all(p is not h for h in hidden)]
         self.optimizers = [Muon(hidden, lr=recipe.muon_lr)] if hidden else []
         if others:
@@ -859,9 +865,10 @@ def keep_freed_memory():
     torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")  # freed at once
 
 
-def joins_features(parameter):
-    """Whether a parameter is a convolution weight between features: no bias, and not of images of up to 4 channels."""
-    return parameter.ndim == 4 and min(parameter.shape[:2]) > 4
+def joins_features(parameter, network):
+    """Whether a parameter is a convolution weight between features: no bias, and not that of what takes or gives
+    images, the network's `first` and `last` layer."""
+    return parameter.ndim == 4 and all(parameter is not layer.weight for layer in (network.first, network.last))
 
 
 # ---------------------------------------------------------------------------------------------- devices
@@ -975,6 +982,29 @@ def number_of_epochs(epochs, num_epochs):
     if num_epochs is not None and epochs != 1:
         raise TypeError("train takes the number of epochs once: train(a, b, 1), epochs=1 or num_epochs=1")
     return whole_number(epochs if num_epochs is None else num_epochs, "epochs", 1)
+
+
+def warn_of_range(images):
+    """Values in [0, 1] or far above 255 are most likely of another scale: the networks know noise by its strength."""
+    if images.dtype == torch.uint8:
+        return
+    low, high = (value.item() for value in images.float().aminmax())
+    if (images.is_floating_point() and low >= -1 and 0 < high <= 1) or high > 2 * 255:
+        warnings.warn(
+            f"values must be in [0, 255], and those of these images are in [{low:g}, {high:g}]: scale them first, such "
+            "as by images * 255 for [0, 1] or images * (255 / 65535) for 16 bits",
+            stacklevel=4,
+        )
+
+
+def warn_of_twins(noisy_a, noisy_b):
+    """Of the same image twice a network learns to keep the noise."""
+    if noisy_a.dtype == noisy_b.dtype and torch.equal(noisy_a, noisy_b.to(noisy_a.device)):
+        warnings.warn(
+            "noisy_a and noisy_b are equal, noise included: the model learns to keep it. Pass two versions of the same "
+            "images, with independent noise",
+            stacklevel=4,
+        )
 
 
 def warn_of_offset(noise):
@@ -1159,6 +1189,8 @@ class Model:
         """
         epochs = number_of_epochs(epochs, num_epochs)
         check_pairs(noisy_a, noisy_b, self.in_channels)
+        warn_of_range(noisy_a)
+        warn_of_twins(noisy_a, noisy_b)
         self.noise = measure_noise(noisy_a, noisy_b.to(noisy_a.device))
         if self.recipe.loss == "l2":  # a median or a mode may agree where means differ
             warn_of_offset(self.noise)
@@ -1199,6 +1231,7 @@ class Model:
         check_images(images, self.in_channels, "images")
         keep_freed_memory()
         images = images.detach()
+        warn_of_range(images)
         height, width = images.shape[2:]
         if min(height, width) < NARROW:
             return images.float().clamp(0, 255)

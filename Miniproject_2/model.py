@@ -1133,7 +1133,8 @@ class PairNoise:
         line_correlation: mean over all pairs of pixels of one row or one column: stripes and drifting exposure have
             more than 0.
         imbalance: (variance of noise a - variance of noise b) / (their sum): 0 for images that are equally noisy.
-        offset: mean of noisy_a - noisy_b, in standard deviations of this difference.
+        offset: mean of noisy_a - noisy_b in the channel where it is furthest from 0, in standard deviations of this
+            difference.
         channel_ratio: of the strongest channel's standard deviation of the noise to the weakest one's.
         errors: the standard errors of the first four, infinite where there are too few pixels to tell.
     """
@@ -1167,8 +1168,7 @@ def measure_noise(noisy_a, noisy_b):
     step = -(-len(noisy_a) // max(1, min(2048, 2**22 // (h * w))))
     a, b = (blocks(images[::step, :, :h, :w].float() / 255) for images in (noisy_a, noisy_b))  # (blocks, C, h, w)
     difference = a - b
-    power = difference.square().mean((1, 2, 3))
-    offset, offset_error = ratio(difference.mean((1, 2, 3)), power.sqrt())
+    offsets = [ratio(d.mean((1, 2)), d.square().mean((1, 2)).sqrt()) for d in difference.unbind(1)]
     centred = difference - difference.mean((0, 2, 3), keepdim=True)
     power = centred.square().mean((1, 2, 3))
     shifts = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
@@ -1176,8 +1176,8 @@ def measure_noise(noisy_a, noisy_b):
     lines = [ratio(line_products(centred, axis), power) for axis in (2, 3)]
     total = a + b - (a + b).mean((2, 3), keepdim=True)
     imbalance, imbalance_error = ratio((centred * total).mean((1, 2, 3)), power)
-    (correlation, correlation_error), (line, line_error) = (
-        max(found, key=lambda one: abs(one[0]) + 2 * one[1]) for found in (neighbours, lines)
+    (correlation, correlation_error), (line, line_error), (offset, offset_error) = (
+        max(found, key=lambda one: abs(one[0]) + 2 * one[1]) for found in (neighbours, lines, offsets)
     )
     channels = centred.square().mean((0, 2, 3)).tolist()
     weakest, strongest = min(channels), max(channels)
@@ -1365,6 +1365,30 @@ def number_of_epochs(epochs, num_epochs):
     return whole_number(epochs if num_epochs is None else num_epochs, "epochs", 1)
 
 
+def warn_of_range(images):
+    """Values in [0, 1] or far above 255 are most likely of another scale: the networks know noise by its strength."""
+    if images.element_size() == 1:  # bytes
+        return
+    values = images.float()
+    low, high = values.min().item(), values.max().item()
+    if (images.is_floating_point() and low >= -1 and 0 < high <= 1) or high > 2 * 255:
+        warnings.warn(
+            f"values must be in [0, 255], and those of these images are in [{low:g}, {high:g}]: scale them first, such "
+            "as by images * 255 for [0, 1] or images * (255 / 65535) for 16 bits",
+            stacklevel=3,
+        )
+
+
+def warn_of_twins(noisy_a, noisy_b):
+    """Of the same image twice a network learns to keep the noise."""
+    if noisy_a.dtype == noisy_b.dtype and noisy_a.equal(noisy_b.to(noisy_a.device)):
+        warnings.warn(
+            "noisy_a and noisy_b are equal, noise included: the model learns to keep it. Pass two versions of the same "
+            "images, with independent noise",
+            stacklevel=3,
+        )
+
+
 def warn_of_offset(noise):
     """An image that is brighter than its partner teaches the partner's brightness; see `Model.train`."""
     if abs(noise.offset) > 0.1 + 4 * noise.errors[3]:
@@ -1519,6 +1543,8 @@ class Model:
         """
         epochs = number_of_epochs(epochs, num_epochs)
         check_pairs(noisy_a, noisy_b, self.architecture.in_channels)
+        warn_of_range(noisy_a)
+        warn_of_twins(noisy_a, noisy_b)
         pairs = Pairs(noisy_a, noisy_b, self.device)
         self.noise = measure_noise(pairs.noisy_a, pairs.noisy_b)
         warn_of_offset(self.noise)
@@ -1564,6 +1590,7 @@ class Model:
         """
         check_images(images, self.architecture.in_channels, "images")
         images = images.detach()
+        warn_of_range(images)
         n, _, height, width = images.shape
         if ensemble is None:
             ensemble = max(height, width) <= ENSEMBLE_SIDE

@@ -4,19 +4,20 @@
     noise2noise denoise holiday/ scan.tif -o denoised/ --compare page.html
 
 OUT is a file for one input file, else a folder, in which the structure of input folders is kept. Alpha, EXIF, ICC
-profile, resolution and bit depth are kept; pictures are turned upright. Floating TIFF: see --range. The noise before
-and after is an estimate from the picture itself, in 1/255 of the range: fine texture counts as noise, coarse noise does
-not. (Donoho and Johnstone's median with Immerkaer's mask, at full and at half size.)
+profile, resolution and bit depth are kept; pictures are turned upright. What is black and white: see --range. The
+noise before and after is an estimate from the picture itself, in 1/255 of the range: fine texture counts as noise,
+coarse noise does not. (Donoho and Johnstone's median with Immerkaer's mask, at full and at half size.)
 
 Memory: about 40 bytes for each pixel of the largest picture, beside 0.6 GB for torch and the rows that are predicted at
 once. A picture of 4000 x 3000 took 0.9 GB (8 bits) to 1.0 GB (16 bits) with a small network.
 """
 
+import argparse
 import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from Miniproject_1.commands.images import (
@@ -51,18 +52,33 @@ def add_arguments(parser):
     )
     parser.add_argument("--compare", type=Path, metavar="PAGE", help="also write a page to compare before and after")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist; never an input")
-    parser.add_argument(
-        "--range",
-        type=float,
-        nargs=2,
-        metavar=("BLACK", "WHITE"),
-        help="values of floating TIFF that are black and white; values beyond them are clipped (default: 0 1 where all "
-        "values are within, else the smallest and the largest value of the picture)",
-    )
+    add_range(parser, "values beyond them are clipped. Default, for each picture by itself: ")
     parser.add_argument("--quality", type=int, default=DEFAULT_QUALITY, help="of JPEG and lossy WebP (default: 95)")
     add_limit(parser)
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
     parser.add_argument("--json", action="store_true", help="say it as JSON, one object a line and picture")
+
+
+class Range(argparse.Action):
+    """Two numbers as a tuple, the first the smaller one."""
+
+    def __call__(self, parser, options, values, option=None):
+        if not values[0] < values[1]:
+            parser.error(f"{option} takes black and a larger white; got {values[0]:g} {values[1]:g}")
+        setattr(options, self.dest, tuple(values))
+
+
+def add_range(parser, more):
+    parser.add_argument(
+        "--range",
+        type=float,
+        nargs=2,
+        action=Range,
+        metavar=("BLACK", "WHITE"),
+        help=f"the values in the files that are black and white; {more}of 8 bits 0 255; of 16 bits 0 65535, or 0 and "
+        "the largest value of 8, 10, 12 or 14 bits where no value is larger; of floating files 0 1 where all values "
+        "are within, else the smallest and the largest value without outliers, which then stay as they are",
+    )
 
 
 def add_limit(parser):
@@ -143,15 +159,15 @@ def denoised(model, picture, strength=1.0, ensemble=None, progress=None):
 
     The picture is predicted in bands, so that only its stored pixels are in memory as a whole.
     """
-    result, colours = picture.pixels.copy(), picture.colours
-    parts = list(bands(len(result)))
+    result = replace(picture, pixels=picture.pixels.copy())
+    parts = list(bands(len(picture.pixels)))
     for done, (rows, kept, inside) in enumerate(parts, start=1):
         noisy = picture.values(rows)
         clean = noisy.lerp(predict_colours(model, noisy, picture.space, ensemble).cpu(), strength)
-        result[kept, :, :colours] = picture.stored(clean[:, :, inside])
+        result.store(clean[:, :, inside], kept)
         if progress:
             progress(done, len(parts))
-    return result
+    return result.pixels
 
 
 def do(job, model, options, page, progress=None):
@@ -159,8 +175,9 @@ def do(job, model, options, page, progress=None):
     began = time.monotonic()
     if os.path.lexists(job.target) and not options.force:
         raise FileExistsError(f"{job.target} exists; --force overwrites")
-    picture = read_picture(job.source, options.max_megapixels, options.range and tuple(options.range))
+    picture = read_picture(job.source, options.max_megapixels, options.range)
     check_holds(picture, job.target)
+    picture.note_range()
     before, shown = noise_level(picture), page and png_to_show(picture)
     picture.pixels = denoised(model, picture, options.strength, options.ensemble or None, progress)
     after = noise_level(picture)
@@ -192,8 +209,6 @@ def sentence(facts):
 
 
 def run(options):
-    if options.range and not options.range[0] < options.range[1]:
-        raise ValueError(f"--range takes black and a larger white; got {options.range[0]:g} {options.range[1]:g}")
     jobs = plan(options.inputs, options.out)
     if options.compare and options.compare.exists() and not options.force:
         raise FileExistsError(f"{options.compare} exists; --force overwrites")

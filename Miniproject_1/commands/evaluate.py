@@ -4,9 +4,10 @@
     noise2noise evaluate val_data.pkl --weights course --classics
     noise2noise evaluate noisy/ clean/ --plot psnr.svg --sheet pictures.png
 
-PSNR has the peak 255 and is clipped to [0, 255] only. Its mean over images is the grader's; that of the pooled error is
-beside it. SSIM is scikit-image's with the settings of Wang et al. 2004: Gaussian window of deviation 1.5, population
-covariances, range 255, mean over channels; it needs 11 pixels a side.
+PSNR has the peak 255, the range of the clean pictures' values (see --range); predictions alone are clipped to it. Its
+mean over images is the grader's; that of the pooled error is beside it. SSIM is scikit-image's with the settings of
+Wang et al. 2004: Gaussian window of deviation 1.5, population covariances, range 255, mean over channels; it needs 11
+pixels a side.
 
 --plot draws the PSNR of each picture before and after. --sheet shows the best and the worst pictures: noisy, denoised
 and clean; of a large one, the square of 128 pixels in which it has the largest error.
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 
 from Miniproject_1.commands.denoise import add_limit
 from Miniproject_1.commands.drawing import check_figure, need_figure, save_figure
-from Miniproject_1.commands.pairs import add_pairs, open_pairs
+from Miniproject_1.commands.pairs import add_common_range, add_pairs, open_pairs
 from Miniproject_1.commands.progress import progress_bar
 from Miniproject_1.commands.weights import add_weights, load_model, predict_colours
 
@@ -32,6 +33,7 @@ SHOWN, SQUARE = 4, 128  # best and worst pictures on a sheet, pixels a side that
 
 def add_arguments(parser):
     add_pairs(parser, "NOISY", "CLEAN")
+    add_common_range(parser, "the clean files")
     add_weights(parser)
     add_limit(parser)
     parser.add_argument("--ensemble", action="store_true", help="average several predictions")
@@ -193,7 +195,7 @@ def run(options):
     for option, path in (("--plot", options.plot), ("--sheet", options.sheet)):
         if path is not None:
             check_figure(option, path, options.force)
-    pairs = open_pairs(options.first, options.second, options.max_megapixels)
+    pairs = open_pairs(options.first, options.second, options.max_megapixels, options.range, clean=True)
     model = load_model(options.weights, options.device)
     count = min(len(pairs), options.limit or len(pairs))
     errors, similarities = {}, {}

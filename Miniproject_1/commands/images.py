@@ -45,6 +45,13 @@ TURNS = {  # EXIF orientation -> (transpose, flipped axes) that turn a picture u
 # computer, copyright, EXIF, GPS
 DESCRIPTIVE = (270, 271, 272, 305, 306, 315, 316, 33432, EXIF_IFD, GPS_IFD)
 LOST_EXIF = "of its EXIF only description, camera, date, artist and copyright are kept"
+EXTRA_CHANNEL = "a channel that is neither colour nor transparency is left out"
+EXTRA_SAMPLES = 338  # the TIFF tag that says what channels beyond the colours are: each 0, 1 or 2
+UNKNOWN, PREMULTIPLIED = 0, 1
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # the TIFF tag that says what values mean, and one of its values
+
+DEPTHS = (8, 10, 12, 14, 16)  # bits that sensors have: 16-bit files often hold fewer
+OUTLIERS = 0.001  # share of the values at each end that may be dead or hot pixels
 
 
 @dataclass
@@ -58,7 +65,8 @@ class Picture:
         value_range: (low, high), the values that correspond to 0 and 255.
         exif, icc, dpi, xmp: `PIL.Image.Exif`, bytes, (across, down) and bytes; None where there is none.
         encoding: settings of the file it came from that are kept, such as JPEG's subsampling.
-        notes: what will not be kept, in words.
+        notes: what will not be kept, and what was assumed, in words.
+        keep_outliers: whether values beyond the range stay as they are, instead of the nearest end of it.
     """
 
     pixels: object
@@ -71,6 +79,7 @@ class Picture:
     xmp: bytes | None = None
     encoding: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
+    keep_outliers: bool = False
 
     @property
     def colours(self):
@@ -78,18 +87,38 @@ class Picture:
         return self.pixels.shape[2] - self.alpha
 
     def values(self, rows=slice(None)):
-        """The colours of some rows: float32 (1, C, h, W) in [0, 255]."""
-        low, high = self.value_range
-        part = torch.from_numpy(self.pixels[rows, :, : self.colours].astype("float32"))
-        return ((part - low) * (255 / (high - low))).permute(2, 0, 1)[None]
+        """The colours of some rows: float32 (1, C, h, W), in [0, 255] but for what lies beyond the range."""
+        part = self.pixels[rows, :, : self.colours].astype("float32")
+        return to_255(torch.from_numpy(part), self.value_range).permute(2, 0, 1)[None]
 
-    def stored(self, values):
-        """The inverse of `values`: (1, C, h, W) in [0, 255] -> numpy (h, W, C) in the type of the pixels."""
+    def store(self, values, rows=slice(None)):
+        """The inverse of `values`: writes (1, C, h, W) in [0, 255] into some rows of the pixels."""
         low, high = self.value_range
-        part = values[0].permute(1, 2, 0).double() * ((high - low) / 255) + low
+        part = self.pixels[rows, :, : self.colours]  # a view
+        new = (values[0].permute(1, 2, 0).double() * ((high - low) / 255) + low).numpy()
         if self.pixels.dtype.kind == "u":
-            part = part.round().clamp(low, high)
-        return part.numpy().astype(self.pixels.dtype)
+            new = new.round().clip(low, high)
+        inside = (part >= low) & (part <= high) if self.keep_outliers else True
+        need_numpy().copyto(part, new.astype(part.dtype), where=inside)
+
+    def note_range(self):
+        """Notes what is taken as black and white, where that is no matter of course."""
+        note = range_in_words(self.value_range, self.pixels.dtype)
+        if self.keep_outliers and note:
+            low, high = self.value_range
+            colours = self.pixels[:, :, : self.colours]
+            beyond = int(((colours < low) | (colours > high)).sum())
+            note += f"; {beyond} values beyond stay as they are" if beyond else ""
+        self.notes += [note] if note else []
+
+
+def to_255(values, value_range):
+    """float32 values as files have them, so that a range becomes [0, 255]; farther ones are at most that far beyond.
+
+    A hot pixel of a thousand times white would else spoil what the network makes of its neighbours.
+    """
+    low, high = value_range
+    return ((values - low) * (255 / (high - low))).clamp_(-255, 510)
 
 
 def need_pillow():
@@ -124,8 +153,7 @@ def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
 
     Args:
         max_megapixels: larger pictures are refused before they are decoded.
-        value_range: (low, high) of a floating TIFF: the values that correspond to black and white. None: [0, 1] if no
-            value is outside of it, else from the smallest to the largest value.
+        value_range: (low, high), the values that correspond to black and white. None: see `default_range`.
 
     Raises ValueError for a file that is damaged, too large or of a kind that is not read; OSError where there is none.
     """
@@ -144,10 +172,10 @@ def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
         raise ValueError(f"not a readable picture: {error or type(error).__name__}") from error
     if picture.pixels.size == 0:
         raise ValueError("the picture has no pixel")
-    if picture.pixels.dtype.kind == "f":
-        if not numpy.isfinite(picture.pixels).all():
-            raise ValueError("the picture holds NaN or infinite values; replace them first")
-        picture.value_range = value_range or float_range(picture.pixels[:, :, : picture.colours])
+    if picture.pixels.dtype.kind == "f" and not numpy.isfinite(picture.pixels).all():
+        raise ValueError("the picture holds NaN or infinite values; replace them first")
+    picture.value_range = value_range or default_range(picture.pixels[:, :, : picture.colours])
+    picture.keep_outliers = value_range is None
     return picture
 
 
@@ -155,11 +183,33 @@ class Refused(ValueError):
     """A picture that could be decoded but is not; the message says why."""
 
 
-def float_range(values):
-    low, high = float(values.min()), float(values.max())
+def default_range(values):
+    """(low, high): the values of a numpy array, as a file has them, that are taken as black and white.
+
+    uint8: 0 and 255. uint16: 0 and 2^k - 1, with the smallest k of DEPTHS that all values fit into. Floating: 0 and 1
+    if no value is outside of them, else the smallest and the largest value without outliers. These are farther beyond
+    the lowest and the highest thousandth of the values than half of what lies between them.
+    """
+    low, high = values.min().item(), values.max().item()
+    if values.dtype == "uint8":
+        return 0, 255
+    if values.dtype.kind == "u":
+        return 0, next(2**bits - 1 for bits in DEPTHS if high < 2**bits)
     if low >= 0 and high <= 1:
         return 0.0, 1.0
+    some = values.reshape(-1)[:: -(-values.size // 2**20)]
+    lowest, highest = need_numpy().quantile(some, (OUTLIERS, 1 - OUTLIERS)).tolist()
+    if highest > lowest:
+        reach = (highest - lowest) / 2
+        low, high = max(low, lowest - reach), min(high, highest + reach)
     return low, high if high > low else low + 1
+
+
+def range_in_words(value_range, dtype):
+    """What is to be said of the values that are taken as black and white; empty where everybody would take these."""
+    if value_range == {"uint8": (0, 255), "uint16": (0, 65535)}.get(str(dtype), (0, 1)):
+        return ""
+    return f"{value_range[0]:g} is taken as black, {value_range[1]:g} as white; --range changes that"
 
 
 @contextlib.contextmanager
@@ -257,6 +307,8 @@ def eight_bits(image, notes):
     """Decodes 8 bits a channel: (H, W, C) uint8, colour space, whether there is alpha."""
     numpy = need_numpy()
     transparent = "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+    if image.format == "TIFF" and UNKNOWN in image.tag_v2.get(EXTRA_SAMPLES, ()):
+        notes.append(EXTRA_CHANNEL)
     if image.mode == "CMYK":
         mode = "CMYK"
     elif image.mode in ("1", "L", "LA", "La"):
@@ -283,6 +335,8 @@ def sixteen_bits(image, file):
     key = image.info.get("transparency")
     if image.mode.startswith("I;16"):
         pixels, space, alpha = numpy.asarray(image).astype("uint16")[:, :, None], "grey", False
+        if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow turns 8 bits alone
+            pixels = 65535 - pixels
     elif layouts(image) == {"LA;16B"}:  # read as four channels of 8 bits
         image._mode = "RGBA"
         image.tile = [with_layout(tile, "RGBA") for tile in image.tile]
@@ -349,11 +403,17 @@ def decode_with_tifffile(file, max_megapixels):
         if page.planarconfig == 2 and page.samplesperpixel > 1:
             pixels = numpy.moveaxis(pixels, 0, 2)
         pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
+        extra = [int(kind) for kind in page.extrasamples]
         tags = {tag.code: tag.value for tag in page.tags if tag.code in (*DESCRIPTIVE, ORIENTATION, 34675, 700)}
         dpi = page.get_resolution("inch") if 282 in page.tags and page.resolutionunit != 1 else None
     orientation, encoding = int(tags.get(ORIENTATION, 1)), {"inverted": page.photometric == 0}
     pixels = upright(pixels.astype("float32" if pixels.dtype.kind == "f" else "uint16"), orientation)
     exif, notes = need_pillow().Exif(), []
+    if alpha and extra == [UNKNOWN]:
+        pixels, alpha = pixels[:, :, :-1], False
+        notes.append(EXTRA_CHANNEL)
+    elif alpha and extra == [PREMULTIPLIED]:
+        pixels = divided_by_alpha(pixels)
     for code in set(tags) & set(DESCRIPTIVE):
         if isinstance(tags[code], str):
             exif[code] = tags[code]
@@ -364,6 +424,17 @@ def decode_with_tifffile(file, max_megapixels):
     return Picture(
         pixels, space, alpha, (0, 65535), exif, tags.get(34675), dpi, upright_xmp(tags.get(700)), encoding, notes
     )
+
+
+def divided_by_alpha(pixels):
+    """(H, W, C) with alpha last whose colours have been multiplied by it -> straight colours, of the same type."""
+    numpy = need_numpy()
+    opaque = numpy.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1.0
+    colours, alpha = pixels[:, :, :-1].astype("float64"), pixels[:, :, -1:]
+    straight = numpy.divide(colours * opaque, alpha, out=numpy.zeros_like(colours), where=alpha > 0)
+    if pixels.dtype.kind == "u":
+        straight = straight.round().clip(0, opaque)
+    return numpy.concatenate([straight.astype(pixels.dtype), alpha], 2)
 
 
 def tiff_space(page):

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from Miniproject_1.commands.denoise import add_limit
-from Miniproject_1.commands.pairs import add_pairs, blocks, open_pairs
+from Miniproject_1.commands.pairs import add_common_range, add_pairs, blocks, open_pairs
 from Miniproject_1.commands.weights import SHIPPED, add_device, load_model, predict_colours
 from Miniproject_1.model import blocks as whole_blocks
 from Miniproject_1.model import measure_noise, products
@@ -44,6 +44,7 @@ class Finding:
 
 def add_arguments(parser):
     add_pairs(parser)
+    add_common_range(parser)
     add_device(parser)
     add_limit(parser)
     parser.add_argument("--no-weights", action="store_true", help="do not try the shipped weights, which takes longest")
@@ -276,15 +277,17 @@ def on_brightness(levels):
 
 
 def on_exposure(pairs, level):
-    """The mean difference of each pair says how far the exposure drifts; noise alone would leave next to nothing."""
+    """The mean difference of each pair, in its worst channel, says how far exposure and white balance drift; noise
+    alone would leave next to nothing."""
     numbers = range(0, len(pairs), -(-len(pairs) // LOOKED_AT))
     means, expected = [], []
     for first, second in map(pairs.pair, numbers):
-        difference = (first - second).mean(1)
-        means.append(difference.mean().item())
-        expected.append(difference.var().item() / difference.numel() if difference.numel() > 1 else 0.0)
-    mean = math.fsum(means) / len(means)
-    spread = math.sqrt(max(0.0, math.fsum(m * m for m in means) - math.fsum(expected)) / len(means))
+        difference = (first - second)[0].flatten(1)  # (C, H W)
+        means.append(difference.mean(1))
+        expected.append(difference.var(1, correction=0) / max(1, difference.shape[1] - 1))
+    means, expected = torch.stack(means), torch.stack(expected)  # (pairs, C)
+    mean = max(means.mean(0).tolist(), key=abs)
+    spread = (means.square() - expected).mean(0).clamp(min=0).sqrt().max().item()
     values = {"mean": round(mean, 2), "drift": round(spread, 2)}
     said = f"mean difference {mean:+.2f}, {spread:.2f} from pair to pair, of 255"
     limit = max(0.3, 0.05 * level)
@@ -400,7 +403,7 @@ def on_gain(first, second, levels, try_weights, device):
 
 
 def run(options):
-    pairs = open_pairs(options.first, options.second, options.max_megapixels)
+    pairs = open_pairs(options.first, options.second, options.max_megapixels, options.range)
     findings = inspect_pairs(pairs, not options.no_weights, options.device)
     if options.json:
         print(json.dumps({"pairs": len(pairs), "fit": fit(findings), "findings": [asdict(f) for f in findings]}))

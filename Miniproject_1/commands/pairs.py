@@ -2,43 +2,90 @@
 
 `train` also takes more than two versions of each scene, and single pictures, whose neighbouring pixels make a pair.
 
-Shapes: N pairs, C channels, H W image. Values are in [0, 255] wherever they are handed out.
+Shapes: N pairs, C channels, H W image. Values are in [0, 255] wherever they are handed out, by one range of values for
+all files: `Scale` says which.
 """
 
 import math
+import sys
 from pathlib import Path
 
 import torch
 
-from Miniproject_1.commands.denoise import pictures_below
+from Miniproject_1.commands.denoise import add_range, pictures_below
 from Miniproject_1.commands.images import (
     DEFAULT_MEGAPIXELS,
     check_size,
-    float_range,
+    default_range,
     need_numpy,
     need_tifffile,
+    range_in_words,
     read_picture,
+    to_255,
 )
+from Miniproject_1.commands.ranks import is_first
 
 PAIRS_HELP = (
-    "two pictures, or two folders whose files are paired by name; a .pkl alone, which holds two tensors (N, C, H, W); "
-    "two .npy of (N, H, W), (N, C, H, W) or (N, H, W, C); two TIFFs of several pages. Floating values are taken as "
-    "in `denoise`: [0, 1], or from the smallest to the largest"
+    "two pictures, or two folders whose files are paired by name; a .pkl alone, which holds two tensors (N, C, H, W) "
+    "in [0, 255]; two .npy of (N, H, W), (N, C, H, W) or (N, H, W, C); two TIFFs of several pages"
 )
 
 SOURCES_HELP = (
     "two or more pictures of one scene, or folders with one version of each scene, paired by name; a .pkl alone, which "
-    "holds two tensors (N, C, H, W); two or more .npy of (N, H, W), (N, C, H, W) or (N, H, W, C), or TIFFs of several "
-    "pages. A folder alone: if its pictures lie in sub-folders, each of these has the versions of one scene; if they "
-    "lie in the folder itself, each is a scene of its own, as are a picture, a .npy or a TIFF of several pages alone"
+    "holds two tensors (N, C, H, W) in [0, 255]; two or more .npy of (N, H, W), (N, C, H, W) or (N, H, W, C), or TIFFs "
+    "of several pages. A folder alone: if its pictures lie in sub-folders, each of them has the versions of one scene; "
+    "if in the folder itself, each is a scene of its own, like a picture, a .npy or a TIFF of several pages alone"
 )
 TENSORS = (".pkl", ".pt", ".pth")
+RANGED = 100  # picture files, at most, that are looked at to find the range of values of all
 DRAWS = 4  # pairs of half the size that a single picture makes: each two neighbours of a cell are in one of them
 
 
 def add_pairs(parser, first="A", second="B"):
     parser.add_argument("first", type=Path, metavar=first, help=PAIRS_HELP)
     parser.add_argument("second", type=Path, metavar=second, nargs="?")
+
+
+def add_common_range(parser, files="all files"):
+    add_range(parser, f"default, for {files} together: ")
+
+
+class Scale:
+    """What is black and white, one range for all values of a type, so that pairs differ by their noise alone.
+
+    Args:
+        given: (low, high) that the user chose, or None: that of `default_range`, the widest of those values that
+            `decide` is shown.
+    """
+
+    def __init__(self, given=None):
+        self.given, self.ranges = given, {}
+
+    def decide(self, arrays):
+        """Takes the ranges of some numpy arrays and says what nobody could know."""
+        for array in arrays if self.given is None else ():
+            low, high = self.ranges.get(str(array.dtype), (math.inf, -math.inf))
+            found = default_range(array)
+            self.ranges[str(array.dtype)] = min(low, found[0]), max(high, found[1])
+        for dtype, found in self.ranges.items():
+            note = range_in_words(found, dtype)
+            if note and is_first():
+                print(f"{dtype} values: {note}", file=sys.stderr)
+
+    def of(self, array):
+        """The range of the values of an array. ValueError where it does not go with what was decided."""
+        dtype = str(array.dtype)
+        if self.given is not None:
+            return self.given
+        low, high = self.ranges.get(dtype) or default_range(array)
+        if dtype == "uint16" and array.max() > high:
+            raise ValueError(f"it has values up to {array.max()}, others only up to {high}; give --range 0 65535")
+        if dtype not in self.ranges and array.dtype.kind == "f" and (low, high) != (0, 1):
+            raise ValueError(
+                f"floating values from {low:g} to {high:g} beside {' and '.join(self.ranges)}: what is black and white "
+                "in them cannot be known; give one --range for all, or floating values in [0, 1]"
+            )
+        return low, high
 
 
 class Stack:
@@ -70,12 +117,17 @@ class Stack:
 
 
 class Files:
-    """Pairs of picture files, read when they are asked for: a dictionary has the versions of each scene by its name."""
+    """Pairs of picture files, read when they are asked for.
 
-    def __init__(self, versions, max_megapixels=DEFAULT_MEGAPIXELS):
+    Args:
+        versions: the files of each scene by its name.
+        read: `Reader` of the files.
+    """
+
+    def __init__(self, versions, read):
         pairs = [(name, scene, pair) for scene, name in enumerate(versions) for pair in ring(versions[name])]
         self.names, self.scenes, self.files = zip(*pairs, strict=True)
-        self.max_megapixels = max_megapixels
+        self.read = read
 
     def __len__(self):
         return len(self.files)
@@ -85,11 +137,7 @@ class Files:
 
     def pair(self, number):
         """The two images with a number, without alpha: float32 (1, C, H, W) in [0, 255]."""
-        read = [read_picture(path, self.max_megapixels) for path in self.files[number]]
-        if read[0].pixels.dtype == read[1].pixels.dtype == "float32":
-            ranges = [picture.value_range for picture in read]
-            common = min(low for low, _ in ranges), max(high for _, high in ranges)
-            read[0].value_range = read[1].value_range = common
+        read = [self.read(path) for path in self.files[number]]
         first, second = (picture.values() for picture in read)
         if first.shape != second.shape:
             raise ValueError(
@@ -97,6 +145,28 @@ class Files:
                 f"{size_in_words(read[0])} and {size_in_words(read[1])}"
             )
         return first, second
+
+
+class Reader:
+    """Reads picture files as `Picture`s of one `Scale`, which some of the files decide."""
+
+    def __init__(self, deciding, max_megapixels, value_range):
+        self.deciding, self.max_megapixels, self.scale = deciding, max_megapixels, Scale(value_range)
+        self.decided = value_range is not None
+
+    def __call__(self, path):
+        picture = read_picture(path, self.max_megapixels)
+        colours = picture.pixels[:, :, : picture.colours]
+        if colours.dtype != "uint8" and not self.decided:
+            some = self.deciding[:: -(-len(self.deciding) // RANGED)]
+            others = (read_picture(other, self.max_megapixels) for other in some)
+            self.scale.decide(other.pixels[:, :, : other.colours] for other in others)
+            self.decided = True
+        try:
+            picture.value_range = self.scale.of(colours)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return picture
 
 
 class Singles:
@@ -141,30 +211,40 @@ def size_in_words(picture):
     return f"{width} x {height} {picture.space}"
 
 
-def open_pairs(first, second=None, max_megapixels=DEFAULT_MEGAPIXELS):
-    """The pairs of a command line; see `PAIRS_HELP`. ValueError or OSError where there are none."""
+def open_pairs(first, second=None, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None, clean=False):
+    """The pairs of a command line; see `PAIRS_HELP`. ValueError or OSError where there are none.
+
+    Args:
+        value_range: (low, high) of all files, the values that are black and white; None: see `Scale`.
+        clean: whether the second images are clean: they alone then decide the range.
+    """
     if second is None and first.exists() and first.suffix.lower() not in TENSORS:
         raise ValueError(f"pairs need two files or folders, or one .pkl; got {first} alone")
-    return open_sources([first] if second is None else [first, second], max_megapixels)
+    return open_sources([first] if second is None else [first, second], max_megapixels, value_range, clean)
 
 
-def open_sources(paths, max_megapixels=DEFAULT_MEGAPIXELS):
-    """The pairs of the command line of `train`; see `SOURCES_HELP`. ValueError or OSError where there are none."""
+def open_sources(paths, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None, clean=False):
+    """The pairs of the command line of `train`; see `SOURCES_HELP`. Else as `open_pairs`."""
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
     first, *others = paths
     if any(path.is_dir() != first.is_dir() for path in others):
         raise ValueError(f"versions are all files or all folders; got {' and '.join(map(str, paths))}")
-    if first.is_dir():
-        return pair_folders(paths, max_megapixels) if others else open_folder(first, max_megapixels)
     if not others and first.suffix.lower() in TENSORS:
-        return Stack(*read_tensors(first))
+        tensors = read_tensors(first)
+        return Stack(*(to_255(part.float(), value_range) for part in tensors) if value_range else tensors)
     if all(path.suffix.lower() == ".npy" for path in paths):
-        return in_memory(scaled(*map(read_array, paths)))
-    if all(pages(path) > 1 for path in paths):
-        return in_memory(scaled(*(read_pages(path, max_megapixels) for path in paths)))
-    return Files({first.name: paths}, max_megapixels) if others else single_files(paths, max_megapixels)
+        return in_memory(scaled(list(map(read_array, paths)), value_range, clean))
+    if not first.is_dir() and all(pages(path) > 1 for path in paths):
+        return in_memory(scaled([read_pages(path, max_megapixels) for path in paths], value_range, clean))
+
+    scenes = files_of_scenes(paths)
+    deciding = [path for versions in scenes.values() for path in (versions[-1:] if clean else versions)]
+    read = Reader(deciding, max_megapixels, value_range)
+    if len(next(iter(scenes.values()))) > 1:
+        return Files(scenes, read)
+    return Singles(list(scenes), lambda number: read(deciding[number]).values())
 
 
 def in_memory(versions):
@@ -177,31 +257,34 @@ def in_memory(versions):
     return Stack(*(torch.cat([getattr(s, name) for s in stacks]) for name in ("first", "second", "places")))
 
 
-def single_files(paths, max_megapixels):
-    return Singles([path.name for path in paths], lambda number: read_picture(paths[number], max_megapixels).values())
+def files_of_scenes(paths):
+    """{name: [picture files]} of the scenes: all have several versions, or each has one."""
+    if not paths[0].is_dir():
+        return {paths[0].name: paths}
+    return pair_folders(paths) if len(paths) > 1 else split_folder(paths[0])
 
 
-def open_folder(folder, max_megapixels):
+def split_folder(folder):
     """Pictures in a folder itself are single ones; those in a sub-folder are the versions of one scene."""
     scenes = {}
     for path in pictures_below(folder):
         scenes.setdefault(str(path.parent.relative_to(folder)), []).append(path)
     if not scenes:
         raise ValueError(f"no picture in {folder}")
-    alone = [name for name, versions in scenes.items() if len(versions) < 2]
     if scenes.keys() == {"."}:
-        return single_files(scenes["."], max_megapixels)
+        return {path.name: [path] for path in scenes["."]}
     if "." in scenes:
         raise ValueError(
             f"{folder} must have its pictures either in sub-folders, one for the versions of each scene, or all in "
             f"itself, each a scene of its own; got {len(scenes['.'])} in itself and {len(scenes) - 1} sub-folders"
         )
+    alone = [name for name, versions in scenes.items() if len(versions) < 2]
     if alone:
         raise ValueError(f"each sub-folder of {folder} needs two versions of its scene; {alone[0]} has one picture")
-    return Files(scenes, max_megapixels)
+    return scenes
 
 
-def pair_folders(folders, max_megapixels):
+def pair_folders(folders):
     """Pictures with one name, whatever they end in, below at least two of the folders."""
     versions = {}
     for folder in folders:
@@ -214,7 +297,7 @@ def pair_folders(folders, max_megapixels):
         raise ValueError(
             f"no picture in {first} has a namesake in {', '.join(map(str, others))}; pairs have one name in two folders"
         )
-    return Files(paired, max_megapixels)
+    return paired
 
 
 def read_tensors(path):
@@ -275,22 +358,22 @@ def as_images(array, path):
     return array
 
 
-def scaled(*arrays):
-    """Arrays of one type as tensors in [0, 255], by one rule for all."""
-    numpy = need_numpy()
-    dtype = arrays[0].dtype
+def scaled(arrays, value_range=None, clean=False):
+    """Arrays (N, C, H, W) of one type as tensors in [0, 255], by one range for all; of `clean` ones the last decides.
+
+    Bytes stay bytes where their range is 0 to 255.
+    """
+    numpy, scale = need_numpy(), Scale(value_range)
     for other in arrays[1:]:
-        if other.dtype != dtype:
-            raise ValueError(f"all stacks must hold one type of values; got {dtype} and {other.dtype}")
-    if dtype == "uint8":
+        if other.dtype != arrays[0].dtype:
+            raise ValueError(f"all stacks must hold one type of values; got {arrays[0].dtype} and {other.dtype}")
+    if arrays[0].dtype.kind == "f" and not all(numpy.isfinite(part).all() for part in arrays):
+        raise ValueError("the stacks hold NaN or infinite values; replace them first")
+    scale.decide(arrays[-1:] if clean else arrays)
+    common = [scale.of(part) for part in arrays][-1]
+    if arrays[0].dtype == "uint8" and common == (0, 255):
         return [torch.from_numpy(numpy.array(part)) for part in arrays]
-    low, high = 0, 65535
-    if dtype.kind == "f":
-        ends = [float(end) for part in arrays for end in (part.min(), part.max())]
-        if not all(map(math.isfinite, ends)):
-            raise ValueError("the stacks hold NaN or infinite values; replace them first")
-        low, high = float_range(numpy.array(ends))
-    return [torch.from_numpy((part.astype("float32") - low) * (255 / (high - low))) for part in arrays]
+    return [to_255(torch.from_numpy(part.astype("float32")), common) for part in arrays]
 
 
 def blocks(pairs, side, count, overlap=1, seed=0):

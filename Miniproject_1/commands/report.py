@@ -5,6 +5,8 @@ import contextlib
 import html
 import io
 
+import torch
+
 from Miniproject_1.commands.images import Picture, as_pillow, whole_file
 
 HEAD = """<!doctype html>
@@ -121,11 +123,10 @@ def png_to_show(picture):
     """A `Picture` as an 8-bit PNG that browsers show, with its ICC profile unless that is one of CMYK."""
     pixels = picture.pixels
     if pixels.dtype != "uint8":
-        low, high = picture.value_range
-        span = {"float32": (low, high), "uint16": (0, 65535)}[str(pixels.dtype)]
-        pixels = (
-            ((pixels.astype("float32") - span[0]) * (255 / (span[1] - span[0]))).round().clip(0, 255).astype("uint8")
-        )
+        alpha = torch.from_numpy(pixels[:, :, picture.colours :].astype("float32"))
+        alpha *= 255 if pixels.dtype == "float32" else 255 / 65535
+        shown = torch.cat([picture.values()[0].permute(1, 2, 0), alpha], 2)
+        pixels = shown.round().clamp(0, 255).to(torch.uint8).numpy()
     image = as_pillow(Picture(pixels, picture.space, picture.alpha, (0, 255)))
     if image.mode == "CMYK":
         image = image.convert("RGB")

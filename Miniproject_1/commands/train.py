@@ -48,7 +48,15 @@ from Miniproject_1.commands.denoise import add_limit
 from Miniproject_1.commands.drawing import check_figure, need_figure, save_figure
 from Miniproject_1.commands.evaluate import mean_squared_error, psnr
 from Miniproject_1.commands.inspect import BAD, FINE, fit, inspect_pairs, on_single, say
-from Miniproject_1.commands.pairs import PAIRS_HELP, SOURCES_HELP, Singles, Stack, open_pairs, open_sources
+from Miniproject_1.commands.pairs import (
+    PAIRS_HELP,
+    SOURCES_HELP,
+    Singles,
+    Stack,
+    add_common_range,
+    open_pairs,
+    open_sources,
+)
 from Miniproject_1.commands.progress import progress_bar
 from Miniproject_1.commands.ranks import SharedTraining, from_first, in_group, is_first, process_group, wait_for_others
 from Miniproject_1.commands.weights import PURPOSES, add_device, load_model
@@ -78,6 +86,7 @@ APART = 10  # grey values: farther ones count in what is said of the loss l0
 def add_arguments(parser):
     parser.add_argument("sources", type=Path, nargs="+", metavar="A", help=SOURCES_HELP)
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="WEIGHTS", help="weights file to write")
+    add_common_range(parser)
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--epochs", type=int, help="passes over the pairs (default: 1, for fresh weights up to 20 over few)"
@@ -260,9 +269,9 @@ def standing(model, held):
     return sum(losses) / 2, difference(first, second)
 
 
-def validate(model, pairs):
+def validate(model, pairs, most=VALIDATED):
     """Mean PSNR of the first pictures in dB, single pass."""
-    numbers = range(min(len(pairs), VALIDATED))
+    numbers = range(min(len(pairs), most))
     images = (pairs.pair(number) for number in numbers)
     return sum(psnr(mean_squared_error(model.predict(a, ensemble=False).cpu(), b)) for a, b in images) / len(numbers)
 
@@ -323,16 +332,18 @@ def run(options):
 def train(options):
     checkpoint = options.out.with_name(options.out.name + ".checkpoint")
     check_files(options, checkpoint)
-    pairs = open_sources(options.sources, options.max_megapixels)
-    validation = open_pairs(*options.validate) if options.validate else None
+    pairs = open_sources(options.sources, options.max_megapixels, options.range)
+    validation = open_validation(options) if options.validate else None
     singles = isinstance(pairs, Singles)
     if not options.no_inspect and is_first():
         look = look_at_singles if singles else warn
         look(pairs, options)
     learnt, held, unseen = held_out(squares(pairs), options.seed)
     training = Run(make_model(options, learnt.first.shape[1]), learnt, options.seed)
+    if validation:
+        validate(training.model, validation, 1)  # what does not fit is told now, not after an epoch
     key = f"{tuple(learnt.first.shape)}, seed {options.seed}, start {options.start}, length {length(options)}"
-    key += f", loss {options.loss}"
+    key += f", loss {options.loss}, range {options.range}"
     if options.resume:
         training.load_state_dict(read_checkpoint(checkpoint), key)
     elif options.minutes:
@@ -367,6 +378,13 @@ def check_files(options, checkpoint):
         if options.out.exists():
             raise FileExistsError(f"{options.out} exists; --force overwrites, --start learns on from it")
     options.out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def open_validation(options):
+    noisy, *clean = options.validate
+    if len(clean) > 1:
+        raise ValueError(f"--validate takes NOISY and CLEAN, or a .pkl; got {len(options.validate)} files or folders")
+    return open_pairs(noisy, *(clean or [None]), options.max_megapixels, options.range, clean=True)
 
 
 def length(options):
@@ -416,9 +434,9 @@ def learn(training, options, checkpoint, key, report):
                 continue
             if ended:
                 with training.training.averaged():
-                    line = report(time.monotonic() - began)
                     training.model.choose_views(training.pairs.noisy_a, training.pairs.noisy_b)
                     training.model.save(options.out)
+                    line = report(time.monotonic() - began)
                 if not options.quiet:
                     bar.write(line)
             if ended or time.monotonic() - saved > CHECKPOINT_SECONDS:

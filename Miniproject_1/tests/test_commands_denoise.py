@@ -93,6 +93,38 @@ def test_bands_cover_every_row_once():
         assert (kept == 1).all()
 
 
+@pytest.mark.parametrize("bits", [10, 12])
+def test_few_bits_in_sixteen_are_denoised_as_all(tmp_path, bits, capsys):
+    picture = noisy_picture(dtype="uint16")
+    found = {}
+    for name, shift in (("all", 0), ("few", 16 - bits)):
+        few = images.Picture(picture.pixels >> shift, "RGB", False, (0, 2 ** (16 - shift) - 1))
+        images.write_picture(few, tmp_path / f"{name}.tif")
+        assert main(["denoise", f"{tmp_path}/{name}.tif", "-o", f"{tmp_path}/{name}.out.tif"]) == 0
+        found[name] = images.read_picture(tmp_path / f"{name}.out.tif", value_range=few.value_range)
+    assert error(found["few"]) == pytest.approx(error(found["all"]), rel=0.05)
+    assert f"0 is taken as black, {2**bits - 1} as white; --range" in capsys.readouterr().out
+    given = ["denoise", f"{tmp_path}/few.tif", "-o", f"{tmp_path}/b.tif", "--range", "0", "65535", "--json"]
+    assert main(given) == 0
+    assert json.loads(capsys.readouterr().out)["noise_before"] < 2  # as white is far away
+
+
+def test_a_hot_pixel_changes_nothing_elsewhere(tmp_path, course):
+    tifffile = pytest.importorskip("tifffile")
+    values = noisy_picture(channels=1, dtype="float32", size=(60, 60)).pixels[:, :, 0]
+    hot = values.copy()
+    hot[30, 30] = 1e5
+    found = []
+    for name, part in (("a", values), ("b", hot)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", part)
+        picture = images.read_picture(tmp_path / f"{name}.tif")
+        found.append(denoise.denoised(course, picture)[:, :, 0])
+    clean = numpy.linspace(60, 180, 60)
+    errors = [numpy.sqrt(numpy.delete(((part - clean) ** 2).ravel(), 30 * 60 + 30).mean()) for part in found]
+    assert found[1][30, 30] == 1e5
+    assert errors[1] < 1.3 * errors[0] < 15
+
+
 def test_folders_keep_their_structure(tmp_path, identity, capsys):
     for name in ("a.png", "b/c.JPG", "b/d e/🙂.webp", "b/d e/f.tif"):
         write(tmp_path / "in" / name)

@@ -185,15 +185,18 @@ def test_values_go_to_255_and_back_without_loss(dtype):
     values = picture.values()
     assert values.dtype == torch.float32 and values.shape == (1, 3, 13, 22)
     assert values.min() >= 0 and values.max() * 1.3 > 200 and values.max() <= 255
-    back = picture.stored(values)
-    assert back.dtype == picture.pixels.dtype
+    original, picture.pixels = picture.pixels, numpy.zeros_like(picture.pixels)
+    picture.store(values)
+    assert picture.pixels.dtype == dtype
     if dtype == "float32":
-        assert numpy.allclose(back, picture.pixels, atol=1e-7)
+        assert numpy.allclose(original, picture.pixels, atol=1e-7)
     else:
-        assert (back == picture.pixels).all()
-    if dtype == "uint16":
-        every = images.Picture(numpy.arange(65536, dtype=dtype).reshape(256, 256, 1), "grey", False, (0, 65535))
-        assert (every.stored(every.values()) == every.pixels).all()
+        assert (original == picture.pixels).all()
+    for high in (1023, 65535) if dtype == "uint16" else ():
+        every = numpy.arange(high + 1, dtype=dtype).reshape(256, -1, 1)
+        picture = images.Picture(every.copy(), "grey", False, (0, high))
+        picture.store(picture.values())
+        assert (picture.pixels == every).all()
 
 
 def test_the_range_of_floating_tiff(tmp_path):
@@ -205,6 +208,81 @@ def test_the_range_of_floating_tiff(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", numpy.array([[1, numpy.nan]], "float32"))
     with pytest.raises(ValueError, match="NaN"):
         images.read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("high", "bits"), [(0, 8), (255, 8), (256, 10), (1023, 10), (1024, 12), (4096, 14), (65535, 16)]
+)
+def test_the_range_of_sixteen_bits_is_that_of_a_sensor(tmp_path, high, bits):
+    image = numpy.array([[0, high]], "uint16")
+    Image.fromarray(image).save(tmp_path / "a.png")
+    picture = images.read_picture(tmp_path / "a.png")
+    assert picture.value_range == (0, 2**bits - 1)
+    picture.note_range()
+    assert bool(picture.notes) == (bits < 16)
+
+
+def test_hot_pixels_neither_set_the_range_nor_are_changed(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    values = RANDOM.normal(3, 0.5, (60, 70)).astype("float32")
+    values[5, 7], values[50, 2] = 5000, -90
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    picture = images.read_picture(tmp_path / "a.tif")
+    low, high = picture.value_range
+    assert -2 < low < 2 and 4 < high < 8
+    seen = picture.values()
+    assert seen.max() == 510 and seen.min() == -255
+    picture.store(torch.full((1, 1, 60, 70), 127.5))
+    changed = picture.pixels[:, :, 0]
+    assert changed[5, 7] == 5000 and changed[50, 2] == -90
+    assert (changed == numpy.float32((low + high) / 2)).sum() == changed.size - 2
+    picture.note_range()
+    assert "2 values beyond stay as they are" in picture.notes[0]
+    given = images.read_picture(tmp_path / "a.tif", value_range=(0, 6))
+    given.store(torch.full((1, 1, 60, 70), 127.5))
+    assert (given.pixels == 3).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_tiffs_whose_zero_is_white(tmp_path, dtype):
+    tifffile = pytest.importorskip("tifffile")
+    high = 1 if dtype == "float32" else numpy.iinfo(dtype).max
+    brightness = pixels(1, dtype)[:, :, 0]
+    tifffile.imwrite(tmp_path / "a.tif", (high - brightness).astype(dtype), photometric="miniswhite")
+    picture = images.read_picture(tmp_path / "a.tif")
+    images.write_picture(picture, tmp_path / "b.tif")
+    with tifffile.TiffFile(tmp_path / "b.tif") as tiff:
+        stored, inverted = tiff.pages[0].asarray().astype("float64"), int(tiff.pages[0].photometric) == 0
+    shown = high - stored if inverted else stored
+    assert numpy.abs(shown - brightness).max() <= 1e-6
+    if dtype != "float32":
+        images.write_picture(picture, tmp_path / "b.png")
+        assert (images.read_picture(tmp_path / "b.png").pixels[:, :, 0] == brightness).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_colours_that_alpha_has_multiplied_become_straight(tmp_path, dtype):
+    tifffile = pytest.importorskip("tifffile")
+    high = 1 if dtype == "float32" else numpy.iinfo(dtype).max
+    straight = pixels(4, "float32")
+    straight[3, 4, 3] = 0
+    stored = straight * numpy.concatenate([straight[:, :, 3:]] * 3 + [numpy.ones((13, 22, 1))], 2) * high
+    stored = stored.astype(dtype) if dtype == "float32" else stored.round().astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
+    picture = images.read_picture(tmp_path / "a.tif")
+    assert picture.alpha and (picture.pixels[:, :, 3] == stored[:, :, 3]).all()
+    opaque = stored[:, :, 3] > 0
+    error = numpy.abs(picture.pixels[opaque].astype("float64") / high - straight[opaque])
+    assert error.max() < {"uint8": 0.06, "uint16": 3e-4, "float32": 1e-6}[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_channels_of_unknown_meaning_are_no_transparency(tmp_path, dtype):
+    tifffile = pytest.importorskip("tifffile")
+    values = pixels(4, dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=["unspecified"])
+    picture = images.read_picture(tmp_path / "a.tif")
+    assert not picture.alpha and (picture.pixels == values[:, :, :3]).all() and images.EXTRA_CHANNEL in picture.notes
 
 
 @pytest.mark.parametrize(

@@ -237,4 +237,75 @@ def test_pages_of_tiffs(tmp_path):
             tmp_path / f"{name}.tif", numpy.arange(240, dtype="uint16").reshape(5, 6, 8), photometric="minisblack"
         )
     opened = pairs.open_pairs(tmp_path / "a.tif", tmp_path / "b.tif")
-    assert len(opened) == 5 and opened.pair(4)[0].max() == pytest.approx(239 / 257)
+    assert len(opened) == 5 and opened.pair(4)[0].max() == 239  # taken as 8 bits
+    opened = pairs.open_pairs(tmp_path / "a.tif", tmp_path / "b.tif", value_range=(0, 65535))
+    assert opened.pair(4)[0].max() == pytest.approx(239 / 257)
+
+
+def save(folder, name, values):
+    """An array (N, H, W) as .npy, or each of its images as a TIFF in a folder."""
+    numpy, tifffile = pytest.importorskip("numpy"), pytest.importorskip("tifffile")
+    numpy.save(folder / f"{name}.npy", values)
+    (folder / name).mkdir(exist_ok=True)
+    for number, image in enumerate(values):
+        tifffile.imwrite(folder / name / f"{number}.tif", image)
+
+
+@pytest.mark.parametrize("ending", ["", ".npy"])
+def test_one_range_of_values_for_all_files(tmp_path, capsys, ending):
+    numpy = pytest.importorskip("numpy")
+    values = numpy.linspace(0, 1, 4 * 9 * 7).reshape(4, 9, 7)
+    first, second = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
+
+    def opened(a, b, **options):
+        save(tmp_path, "a", a)
+        save(tmp_path, "b", b)
+        found = pairs.open_pairs(first, second, **options)
+        return [torch.cat(part) for part in zip(*(found.pair(number) for number in range(4)), strict=True)]
+
+    expected = torch.from_numpy(values).float()[:, None] * 255
+    for high in (1000, 4000, 16000, 60000):
+        a, b = opened((values * high).astype("uint16"), (values * high / 2).astype("uint16"))
+        white = next(2**bits - 1 for bits in (10, 12, 14, 16) if high < 2**bits)
+        assert torch.allclose(a * white / high, expected, atol=0.3)
+        assert torch.allclose(b * white / high, expected / 2, atol=0.3)
+        said = capsys.readouterr().err
+        assert said == (
+            "" if high == 60000 else f"uint16 values: 0 is taken as black, {white} as white; --range changes that\n"
+        )
+    a, b = opened((values * 1000).astype("uint16"), (values * 500).astype("uint16"), value_range=(0, 65535))
+    assert a.max() == pytest.approx(1000 / 257, abs=0.01) and not capsys.readouterr().err
+    a, b = opened(8 * values.astype("float32") - 3, 4 * values.astype("float32"))
+    assert torch.allclose(a, expected, atol=1e-3) and torch.allclose(b, (expected / 2 + 3 * 255 / 8), atol=1e-3)
+    assert "float32 values: -3 is taken as black, 5 as white" in capsys.readouterr().err
+    a, b = opened(8 * values.astype("float32") - 3, values.astype("float32"), clean=True)
+    assert torch.allclose(b, expected, atol=1e-3) and torch.allclose(
+        a, (8 * expected - 765).clamp(-255, 510), atol=1e-2
+    )
+
+
+def test_ranges_that_do_not_go_together_are_refused(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    values = numpy.linspace(0, 1, 2 * 9 * 7).reshape(2, 9, 7)
+    save(tmp_path, "a", (255 * values).astype("float32"))
+    save(tmp_path, "b", (255 * values).astype("uint8"))
+    with pytest.raises(ValueError, match=r"0\.tif: floating values from 0 to .* beside uint8.*--range"):
+        pairs.open_pairs(tmp_path / "a", tmp_path / "b", clean=True).pair(0)
+    first, second = pairs.open_pairs(tmp_path / "a", tmp_path / "b", value_range=(0, 255)).pair(1)
+    assert (first - second).abs().max() < 1
+    save(tmp_path, "a", values.astype("float32"))  # within [0, 1]
+    first, second = pairs.open_pairs(tmp_path / "a", tmp_path / "b", clean=True).pair(1)
+    assert (first - second).abs().max() < 1
+    save(tmp_path, "a", (40_000 * values).astype("uint16"))
+    save(tmp_path, "b", (1_000 * values).astype("uint16"))
+    with pytest.raises(ValueError, match="up to 40000, others only up to 1023"):
+        pairs.open_pairs(tmp_path / "a", tmp_path / "b", clean=True).pair(1)
+
+
+def test_a_white_balance_that_drifts_is_seen(tmp_path):
+    first, second = pair(seed=1), pair(seed=2)
+    shift = torch.tensor([4.0, 0, -4]).view(3, 1, 1)  # 0 in the mean over the channels
+    stack = pairs.Stack(torch.cat([first[0], second[0]]), torch.cat([first[1] + shift, second[1] - shift]))
+    finding = inspect.on_exposure(stack, 25)
+    assert finding.verdict != inspect.FINE and finding.values["drift"] == pytest.approx(4, abs=0.5)
+    assert finding.values["mean"] == pytest.approx(0, abs=0.5)

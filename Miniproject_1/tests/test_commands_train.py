@@ -443,7 +443,67 @@ def test_a_missing_matplotlib_is_said_before_training(files, capsys, monkeypatch
     assert not (files / "new.pth").exists()
 
 
+def test_a_validation_that_does_not_fit_is_told_before_training(files, capsys):
+    noisy, clean = torch.load(files / "val.pkl")
+    torch.save((noisy[:, :1], clean[:, :1]), files / "grey.pkl")
+    assert main(command(files, "--validate", f"{files}/grey.pkl")) == 1
+    assert "must have 3 channels" in capsys.readouterr().err
+    assert not (files / "new.pth").exists()
+    assert main(command(files, "--validate", *3 * [f"{files}/val.pkl"])) == 1
+    assert "--validate takes NOISY and CLEAN, or a .pkl; got 3" in capsys.readouterr().err
+
+
+def test_weights_are_written_before_they_are_judged(files, monkeypatch):
+    judged = []
+
+    def fails_after_an_epoch(*_):
+        judged.append(1)
+        if len(judged) > 1:
+            raise OSError("the picture has gone")
+        return 0.0
+
+    monkeypatch.setattr(train, "validate", fails_after_an_epoch)
+    assert main(command(files, "--epochs", "1", "--validate", f"{files}/val.pkl")) == 1
+    assert read_weights(files / "new.pth")["pairs_seen"] == 38
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_few_bits_in_sixteen_teach_as_much_as_all(tmp_path, capsys, bits):
+    numpy = pytest.importorskip("numpy")
+    *noisy, clean = (part / 255 for part in reversed(data(60)))
+    for name, part in zip(("b", "a", "clean"), (*noisy, clean), strict=True):
+        numpy.save(tmp_path / f"{name}.npy", (part * (2**bits - 1)).round().numpy().astype("uint16"))
+    given = [f"{tmp_path}/{name}.npy" for name in ("a", "b")]
+    validate = ["--validate", f"{tmp_path}/a.npy", f"{tmp_path}/clean.npy"]
+    found = []
+    for options in ([], ["--range", "0", f"{2**bits - 1}"], ["--range", "0", "65535"]):
+        out = ["-o", f"{tmp_path}/new.pth", "--force", "--epochs", "4"]
+        assert main(["train", *given, *out, *validate, *options]) == 0
+        said = capsys.readouterr()
+        found.append(float(re.findall(r"validation ([\d.]+) dB", said.out)[-1]))
+        assert (f"0 is taken as black, {2**bits - 1} as white" in said.err) == (not options)
+    assert found[0] == found[1] > 20 * math.log10(255 / 30) + 2
+    assert found[2] > found[0] + 20  # of 65535
+
+
 # ---------------------------------------------------------------------------------------------- evaluate
+
+
+@pytest.mark.parametrize("ending", [".npy", ""])
+def test_the_clean_pictures_set_the_range(tmp_path, capsys, ending):
+    """Noise of level 0.1 that leaves [0, 1] has 20 dB."""
+    numpy, tifffile = pytest.importorskip("numpy"), pytest.importorskip("tifffile")
+    clean = numpy.random.default_rng(0).random((6, 40, 30), "float32")
+    noisy = clean + 0.1 * numpy.random.default_rng(1).standard_normal(clean.shape, "float32")
+    for name, stack in (("noisy", noisy), ("clean", clean)):
+        numpy.save(tmp_path / f"{name}.npy", stack)
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(stack):
+            tifffile.imwrite(tmp_path / name / f"{number}.tif", image)
+    given = [f"{tmp_path}/noisy{ending}", f"{tmp_path}/clean{ending}"]
+    assert main(["evaluate", *given, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["mean"]["noisy"]["psnr"] == pytest.approx(20, abs=0.1)
 
 
 def test_evaluate_says_the_graders_psnr(files, capsys):

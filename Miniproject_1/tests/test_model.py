@@ -5,6 +5,7 @@ import itertools
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -418,7 +419,15 @@ def test_every_setting_of_the_recipe_counts(change):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"batch_size": 0}, {"ema_decay": 1.0}, {"muon_lr": -1e-3}, {"variance_floor": -1.0}, {"loss": "l3"}]
+    "setting",
+    [
+        {"batch_size": 0},
+        {"ema_decay": 1.0},
+        {"muon_lr": -1e-3},
+        {"adam_lr": 0},
+        {"variance_floor": -1.0},
+        {"loss": "l3"},
+    ],
 )
 def test_settings_that_cannot_learn_are_refused(setting):
     with pytest.raises(ValueError, match=f"Recipe needs .*{next(iter(setting))}={next(iter(setting.values()))!r}"):
@@ -956,6 +965,62 @@ def test_pairs_of_different_exposure_give_a_warning():
     clean = smooth_images(64)
     with pytest.warns(UserWarning, match="brightness"):
         Model(width=8).train(clean + gaussian(clean.shape, 1) + 20, clean + gaussian(clean.shape, 2), 1)
+
+
+def test_pairs_of_different_white_balance_give_a_warning():
+    """Of a shift that cancels over the channels."""
+    clean = smooth_images(64)
+    noisy_a, noisy_b = (clean + gaussian(clean.shape, seed) for seed in (1, 2))
+    shift = torch.tensor([20.0, 0, -20]).view(3, 1, 1)
+    assert project.measure_noise(noisy_a, noisy_b).offset == pytest.approx(0, abs=0.03)
+    expected = 20 / math.sqrt(2 * 25**2 + 20**2)
+    assert abs(project.measure_noise(noisy_a + shift, noisy_b).offset) == pytest.approx(expected, abs=0.05)
+    with pytest.warns(UserWarning, match="brightness"):
+        Model(width=8).train(noisy_a + shift, noisy_b, 1)
+
+
+def test_the_same_images_twice_give_a_warning():
+    noisy = noisy_versions(smooth_images(8))[0]
+    with pytest.warns(UserWarning, match="noisy_a and noisy_b are equal"):
+        Model(width=8).train(noisy, noisy.clone(), 1)
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "warned"),
+    [
+        (1 / 255, torch.float32, True),
+        (1 / 255, torch.float16, True),
+        (16, torch.float32, True),
+        (16, torch.uint16, True),
+        (16, torch.int32, True),
+        (1, torch.float32, False),
+        (1, torch.uint8, False),
+        (0.004, torch.uint8, False),
+        (0, torch.float32, False),
+    ],
+)
+def test_values_of_another_scale_give_a_warning(scale, dtype, warned):
+    images = tuple((part.clamp(0, 255) * scale).to(dtype) for part in noisy_versions(smooth_images(8)))
+    model = Model(width=8)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model.predict(images[0])
+        model.train(*images)
+    said = [str(one.message) for one in said if "values must be in [0, 255]" in str(one.message)]
+    assert len(said) == 2 * warned
+
+
+@pytest.mark.parametrize("network", ["residual_unet", "unet", "noise2noise"])
+@pytest.mark.parametrize("channels", [1, 3, 7])
+def test_layers_of_images_learn_by_adam_for_any_number_of_channels(network, channels):
+    model = Model(network, in_channels=channels, width=16)
+    training = project.Training(model.network, Recipe(), 0)
+    muon, adam = ({id(p) for p in optimizer.param_groups[0]["params"]} for optimizer in training.optimizers)
+    weights = [p for p in model.network.parameters() if p.ndim == 4]
+    of_images = [p for p in weights if id(p) in adam]
+    assert {p.shape[1] for p in of_images} | {p.shape[0] for p in of_images} >= {channels} and len(of_images) == 2
+    assert of_images[0].shape[1] == channels == of_images[1].shape[0]
+    assert muon == {id(p) for p in weights} - adam
 
 
 # -------------------------------------------------------------------------------------------- surroundings

@@ -6,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -524,6 +525,38 @@ def test_brighter_partners_are_warned_of():
     noisy_a, noisy_b, _ = pictures(100, 16, 16)
     with pytest.warns(UserWarning, match="differ in brightness"):
         small().train(noisy_a, noisy_b.float() + 20)
+    shift = torch.tensor([20.0, 0, -20]).view(3, 1, 1)  # cancels over the channels
+    with pytest.warns(UserWarning, match="differ in brightness"):
+        small().train(noisy_a, noisy_b.float() + shift)
+
+
+def test_the_same_images_twice_are_warned_of():
+    noisy_a, *_ = pictures(8, 16, 16)
+    with pytest.warns(UserWarning, match="noisy_a and noisy_b are equal"):
+        small().train(noisy_a, noisy_a.clone())
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "warned"),
+    [
+        (1 / 255, torch.float32, True),
+        (16, torch.float32, True),
+        (16, torch.uint16, True),
+        (1, torch.float32, False),
+        (1, torch.uint8, False),
+        (0.004, torch.uint8, False),
+        (0, torch.float32, False),
+    ],
+)
+def test_values_of_another_scale_are_warned_of(scale, dtype, warned):
+    images = [(part.float() * scale).to(dtype) for part in pictures(8, 16, 16)[:2]]
+    model = small()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model.predict(images[0])
+        model.train(*images)
+    said = [str(one.message) for one in said if "values must be in [0, 255]" in str(one.message)]
+    assert len(said) == 2 * warned
 
 
 def test_every_image_is_drawn_once_an_epoch():
