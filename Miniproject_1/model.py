@@ -1166,7 +1166,7 @@ class Model:
 
         Args:
             noisy_a, noisy_b: (N, C, H, W) in [0, 255], any real dtype, any H x W: two noisy versions of the same
-                images, with independent noise.
+                images, with independent noise. Other scales, and the same images twice, give a warning.
             epochs: passes over the pairs; `num_epochs` is another name for it. An image larger than 64 x 64 is learnt
                 from in random patches, in an epoch as many as cover its area. Fresh weights pass over few pairs more
                 often than asked: until they have seen 2,000 of 32 x 32, or 20 times; see `Recipe.min_pairs`.
@@ -1219,9 +1219,9 @@ class Model:
         """Denoises images.
 
         Args:
-            images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Larger than 768
-                pixels a side, they go through the network in overlapping tiles: the memory needed is bounded. Less
-                than 4 pixels high or wide, they come back as they are.
+            images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Another scale gives
+                a warning. Larger than 768 pixels a side, they go through the network in overlapping tiles: the memory
+                needed is bounded. Less than 4 pixels high or wide, they come back as they are.
             ensemble: True averages the predictions of several views of each image; see `views`. False predicts once;
                 None averages images up to 64 x 64.
 

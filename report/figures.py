@@ -208,7 +208,7 @@ def ablations():
 
 def pictures(project="project_1"):
     values = records.measured()["pictures"]["psnr"]
-    figure, axes = canvas(3, 3, COLUMN, 2.05)
+    figure, axes = canvas(3, 3, COLUMN, 1.6)
     for row, place in zip(axes, ("best", "median", "worst"), strict=True):
         for axis, kind in zip(row, ("noisy", project, "clean"), strict=True):
             axis.imshow(plt.imread(PICTURES / f"{place}_{kind}.png"), interpolation="nearest")
@@ -217,7 +217,7 @@ def pictures(project="project_1"):
             for spine in axis.spines.values():
                 spine.set_visible(False)
             if kind != "clean":
-                axis.set_xlabel(f"{values[place][kind]:.1f} dB", fontsize=7, labelpad=2)
+                axis.text(1.06, 0.5, f"{values[place][kind]:.1f} dB", fontsize=7, va="center", transform=axis.transAxes)
         row[0].set_ylabel(place, fontsize=7)
     for axis, title in zip(axes[0], ("noisy", "denoised", "clean"), strict=True):
         axis.set_title(title, fontsize=7, pad=3)

@@ -357,6 +357,12 @@ def commit():
         return None
 
 
+def now_and_where():
+    """What every line of results ends with."""
+    about = {"commit": commit(), "torch": torch.__version__, "python": platform.python_version()}
+    return about | {"recorded": datetime.date.today().isoformat()}
+
+
 @torch.no_grad()
 def multiply_adds(network, device="cpu", side=32):
     """Of one forward pass of an image of `side` x `side`."""
@@ -437,14 +443,13 @@ def run_all(options, variants, run):
         done = {identity(row) for row in read_results(options.out)}
         options.out.open("ab").close()  # OSError now, not after the training
     photos = load_photos(options.photos)
-    about = {"commit": commit(), "torch": torch.__version__, "python": platform.python_version()}
     for job in itertools.product(options.seeds, options.pairs, options.only or variants, options.epochs):
         if job in done:
             continue
         seed, pairs, name, epochs = job
         row = {"variant": name, "seed": seed, "pairs": pairs, "epochs": epochs}
         row |= run(name, seed, photos, pairs, epochs, validation)
-        append_result(options.out, row | about | {"recorded": datetime.date.today().isoformat()})
+        append_result(options.out, row | now_and_where())
         job = f"{name}, seed {seed}, {pairs} pairs, {epochs} epochs"
         print(f"{job}: {row['single']:.3f} dB, {row['seconds']:.0f} s", flush=True)
 

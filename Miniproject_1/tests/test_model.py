@@ -605,8 +605,8 @@ state = lambda: (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_n
     torch.random.get_rng_state().tolist(), random.getstate(), torch.are_deterministic_algorithms_enabled())
 before = state()
 from Miniproject_1.model import Model
-a = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-model = Model(); model.train(a, a, 1); model.predict(a)
+a = torch.arange(2 * 3 * 8 * 8).to(torch.uint8).view(2, 3, 8, 8)
+model = Model(); model.train(a, a.flip(0), 1); model.predict(a)
 assert state() == before
 """
     result = subprocess.run(
