@@ -279,7 +279,7 @@ class ResidualBlock(nn.Module):
             self.second.weight.mul_(0.5)  # so that a chain of blocks does not grow its features
 
     def forward(self, x):
-        return x + self.second(self.gated(F.relu(self.first(x), inplace=True)))
+        return self.second(self.gated(F.relu(self.first(x), inplace=True))).add_(x)
 
     def gated(self, hidden):  # (B, width, H, W)
         if self.gate is None:
@@ -289,10 +289,10 @@ class ResidualBlock(nn.Module):
 
 def cell_means(x, cell):
     """(B, C, H, W) -> (B, C, rows, columns): means over cells; a last one of less than half joins that before it."""
-    for axis in (2, 3):
-        count = (x.shape[axis] + cell // 2) // cell
-        parts = x.tensor_split([cell * number for number in range(1, count)], axis)
-        x = torch.cat([part.mean(axis, keepdim=True) for part in parts], axis)
+    for axis, kernel in ((2, (cell, 1)), (3, (1, cell))):
+        before = max(0, (x.shape[axis] + cell // 2) // cell - 1) * cell  # pixels in all cells but the last
+        last = x.narrow(axis, before, x.shape[axis] - before).mean(axis, keepdim=True)
+        x = torch.cat([F.avg_pool2d(x.narrow(axis, 0, before), kernel), last], axis) if before else last
     return x
 
 
@@ -301,7 +301,10 @@ def blended(cells, size, cell):
     if cells.shape[2:] == (1, 1):
         return cells  # broadcast
     height, width = size
+    cells = cells.contiguous(memory_format=torch.channels_last)  # as all features: three times as fast
     pixels = F.interpolate(cells, scale_factor=float(cell), mode="bilinear")[:, :, :height, :width]
+    if pixels.shape[2:] == size:
+        return pixels
     return F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]), mode="replicate")
 
 
@@ -327,7 +330,7 @@ class Stage(nn.Module):
     def forward(self, x):  # (B, width, H, W)
         x = self.encode(x)
         inner = self.inner(F.relu(self.down(x), inplace=True))  # (B, 2 width, H / 2, W / 2)
-        return self.decode(x + self.up(inner))
+        return self.decode(self.up(inner).add_(x))
 
 
 def chain(width, blocks, cell):

@@ -118,7 +118,7 @@ def network():
 
 def rates():
     data = records.Trainings(1)
-    figure, (left, right) = canvas(1, 2, COLUMN, 1.35, sharey=True, width_ratios=[1.6, 1])
+    figure, (left, right) = canvas(1, 2, COLUMN, 1.2, sharey=True, width_ratios=[1.6, 1])
     dots(left, of(data, records.MUON), "Muon", DARK)
     dots(left, of(data, records.ADAM), "Adam alone", MIDDLE, "s", "--")
     left.set_xscale("log")
@@ -138,7 +138,7 @@ def rates():
 def grid():
     """The original's search: a panel a network, a line a batch size; what diverged is below the panel."""
     data = records.Trainings(1)
-    figure, axes = canvas(1, 2, COLUMN, 1.55, sharey=True)
+    figure, axes = canvas(1, 2, COLUMN, 1.4, sharey=True)
     styles = {4: (DARK, "o", "-"), 8: (MIDDLE, "s", "--"), 16: ("#5f8f3f", "^", "-."), 32: (LIGHT, "D", ":")}
     for axis, network in zip(axes, ("U-Net", "Noise2Noise network"), strict=True):
         for batch, points in records.grid(data, network).items():
@@ -158,7 +158,7 @@ def limits():
     data, networks = records.Trainings(1), {}
     for row in data.rows:
         networks.setdefault(row["variant"], row["multiply_adds"] / 1024 / 1000)
-    figure, (capacity, targets, pairs) = canvas(1, 3, PAGE, 1.75)
+    figure, (capacity, targets, pairs) = canvas(1, 3, PAGE, 1.45)
     dots(capacity, [(networks[name], list(data.of(name).values())) for name, _ in records.WIDTHS])
     for name, width in records.WIDTHS:
         capacity.annotate(

@@ -253,6 +253,9 @@ def first_facts():
         "published.single": f"{published(1)['single']:.2f}",
         "published.ensemble": f"{published(1, 'ensemble')['ensemble']:.2f}",
         "equal.pairs": count(field()["eight_thousand"]["pairs"]),
+        "equal": "; ".join(
+            f"{row['who']}, {row['psnr']:.2f} dB in {row['seconds']} s" for row in field()["eight_thousand"]["rows"]
+        ),
         "original.epochs": str(original["epochs"]),
         "original.lr": original["lr"],
         "original.batch": str(original["batch"]),
@@ -275,7 +278,7 @@ def first_facts():
     inputs = scores["input_of_each"]
     result["with.input"] = f"{statistics.correlation(inputs, scores['of_each_1']):.2f}"
     result |= picture_facts(known["pictures"], "project_1")
-    result |= grid_facts(data, original)
+    result |= grid_facts(data, original) | paper_facts()
     for variant, label in CHOICES.items():
         result[f"choice.{label}"] = spread(data.differences(variant, base=UNET), 2, "+")
     result["n.choices"] = str(len(data.differences(next(iter(CHOICES)), base=UNET)))
@@ -333,6 +336,57 @@ def form_table(data, original):
                 [f"{label}, here", *settings, spread(here["single"]), f"{minutes:.1f}"],
             ]
     return found
+
+
+def paper_results():
+    """{experiment: {targets: {seed: row}}} of the Noise2Noise paper's experiments; those that are complete."""
+    found = {}
+    for row in read_lines(RESULTS / "paper.jsonl"):
+        found.setdefault(row["experiment"], {}).setdefault(row["target"], {})[row["seed"]] = row
+    return {name: targets for name, targets in found.items() if {"noisy", "clean"} <= targets.keys()}
+
+
+def paper_differences(targets):
+    """dB of noisy targets against clean ones, of the seeds that both have."""
+    noisy, clean = targets["noisy"], targets["clean"]
+    return [noisy[seed]["single"] - clean[seed]["single"] for seed in noisy if seed in clean]
+
+
+def paper_table():
+    """Noise, loss, dB of the noisy photographs and after training on noisy targets, on clean ones, the difference, and
+    L2 on noisy targets where that is not the loss."""
+    found = []
+    for name, targets in paper_results().items():
+        first = next(iter(targets["noisy"].values()))
+        scores = {target: [row["single"] for row in seeds.values()] for target, seeds in targets.items()}
+        cells = [name, first["loss"].replace("l", "L"), f"{first['noisy']:.2f}", spread(scores["noisy"])]
+        cells += [spread(scores["clean"]), spread(paper_differences(targets), 2, "+")]
+        found.append([*cells, spread(scores["noisy, L2"]) if "noisy, L2" in scores else "—"])
+    return found
+
+
+def loss_gain(results, experiment):
+    """dB that the loss of an experiment is better than L2, both by noisy targets."""
+    own, l2 = (results[experiment][targets] for targets in ("noisy", "noisy, L2"))
+    return spread(own[seed]["single"] - l2[seed]["single"] for seed in own if seed in l2)
+
+
+def paper_facts():
+    results = paper_results()
+    if not results:
+        return {}
+    every = [row for targets in results.values() for seeds in targets.values() for row in seeds.values()]
+    means = [mean(paper_differences(t)) for t in results.values() if next(iter(t["noisy"].values()))["loss"] == "l2"]
+    return {
+        "paper.photos": str(every[0]["photos"]),
+        "paper.pairs": count(every[0]["pairs"]),
+        "paper.n": str(len(paper_differences(next(iter(results.values()))))),
+        "paper.minutes": f"{mean(row['seconds'] for row in every) / 60:.0f}",
+        "paper.text": loss_gain(results, "text, a quarter"),
+        "paper.impulses": loss_gain(results, "impulses, half"),
+        "paper.least": minus(f"{max(means):+.2f}"),
+        "paper.most": minus(f"{min(means):+.2f}"),
+    }
 
 
 def noise_facts(noise, sampling):
@@ -431,23 +485,24 @@ def first_tables():
     ]
     others = [
         [
-            f"{row['who']}, {row['what']}",
+            f"{row['who']}, {row['what'].partition(',')[0]}",
             f"{row['parameters']:.2f}",
+            "—",
+            "—",
             *(f"{row[key]:.2f}" if key in row else "—" for key in ("single", "ensemble")),
         ]
         for row in field()["published"]
         if row["project"] == 1
     ]
     return {
-        "results": results,
+        "results": results + others,
         "networks": networks_rows,
-        "published": others,
         "classics": classics_table(known["classics"]),
         "original": original_table(data, known, original),
         "settings": settings_table(data, SETTINGS, *RECIPE_RUNS, digits=2),
         "few": few_table(data),
         "form": form_table(data, original),
-        "equal": [[row["who"], f"{row['psnr']:.2f}", str(row["seconds"])] for row in field()["eight_thousand"]["rows"]],
+        "paper": paper_table(),
     }
 
 
