@@ -186,10 +186,11 @@ def read_pairs(path, count=None):
 
 
 def psnr(images, clean):
-    """Mean over the images of each one's PSNR in dB; both (N, C, H, W) in [0, 255], nothing is rounded."""
+    """Mean over the images of each one's PSNR in dB, at most 100; both (N, C, H, W) in [0, 255], nothing is rounded."""
     if images.shape != clean.shape:
         raise ValueError(f"predict must keep the shape {tuple(clean.shape)}; got {tuple(images.shape)}")
-    return -10 * (images / 255 - clean / 255).square().mean(dim=(1, 2, 3)).log10().mean().item()
+    errors = (images / 255 - clean / 255).square().mean(dim=(1, 2, 3))
+    return -10 * errors.clamp(min=1e-10).log10().mean().item()  # one perfect image must not count for all
 
 
 # ---------------------------------------------------------------------------------------------- checks of Model
@@ -266,11 +267,13 @@ def predict_faults(model, image):
     faults = shape_and_range(output, image)
     if faults:
         return faults
+    same = model.predict(image.to(torch.uint8).contiguous())  # the same values, all of them whole
     found = {
         f"{output.dtype} out, not float32": output.dtype != torch.float32,
         "autograd graph on the output": output.requires_grad,
         "input modified": not torch.equal(image, before),
         "second call differs": (output.float() - again.float()).abs().max() > tolerance("second call"),
+        "other result than for uint8": (output.float() - same.float()).abs().max() > tolerance("second call"),
     }
     return [fault for fault, there in found.items() if there]
 
@@ -278,7 +281,8 @@ def predict_faults(model, image):
 def batch_faults(model):
     """The other images of a batch must not matter, as they do with a BatchNorm left in training mode."""
     images = torch.cat([random_images(1), random_images(2) // 8])
-    moved = (model.predict(images)[:1] - model.predict(images[:1])).abs().max().item()
+    alone = torch.cat([model.predict(image) for image in images.split(1)])
+    moved = (model.predict(images) - alone).abs().max().item()
     return [] if moved <= tolerance("image alone and in a batch") else [f"differs by {moved:.1f} grey values"]
 
 
@@ -289,6 +293,7 @@ def check_pretrained(job):
     if not job.val_file:
         yield Row("pretrained PSNR", "skipped", note="no val_data.pkl")
         return
+    yield judged("loaded, alone as in a batch", attempt(batch_faults, model))
     value, seconds = timed(score, model, job)
     yield measured("PSNR of the noisy images", job.noisy, "dB")
     yield measured("pretrained PSNR", value, "dB", job)
@@ -313,6 +318,7 @@ def check_train_calls(job):
     }
     faults_of = {name: attempt(train_faults, import_model(job), *call) for name, call in calls.items()}
     yield counted("ways to call train", faults_of)
+    yield learning_row("learns", import_model(job).Model())
 
 
 def train_faults(module, pairs, arguments, keywords):
@@ -320,7 +326,7 @@ def train_faults(module, pairs, arguments, keywords):
     before = [noisy.clone() for noisy in given]
     model.train(*given, *arguments, **keywords)
     modified = not all(map(torch.equal, given, before))
-    return shape_and_range(model.predict(image), image) + ["pairs modified"] * modified
+    return shape_and_range(model.predict(image), image) + ["pairs modified"] * modified + batch_faults(model)
 
 
 def check_training(kind, job):
@@ -714,7 +720,7 @@ def passed(table):
     return "pass" in statuses and "FAIL" not in statuses
 
 
-def render(table):
+def render(table, interrupted=False):
     """The table as text. What there is to say of a row stands below it."""
     rows = [row for group in table.values() for row in group]
     widths = [max([len(getattr(row, name)) for row in rows] or [0]) for name in ("check", "result", "needs")]
@@ -726,8 +732,9 @@ def render(table):
             lines.append("  ".join([*(cell.ljust(width) for cell, width in cells), row.status]))
             lines += textwrap.wrap(row.note, 100, initial_indent="    ", subsequent_indent="    ")
     counts = Counter(row.status for row in rows)
+    verdict = "INTERRUPTED" if interrupted else "PASSED" if passed(table) else "FAILED"
     told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "nothing ran"
-    return "\n".join([*lines, "", f"{'PASSED' if passed(table) else 'FAILED'}: {told}"])
+    return "\n".join([*lines, "", f"{verdict}: {told}"])
 
 
 def write_json(path, about, table, only_try=False):
@@ -787,6 +794,7 @@ def main(arguments=None):
         grade(job, [options.project] if options.project else [1, 2], options.timeout, table)
     except (KeyboardInterrupt, SystemExit) as stop:
         status = getattr(stop, "code", 130)
+    interrupted = bool(status)
     about = {"project": job.folder, "data": str(options.data_path or "default"), "pairs": job.pairs}
     about |= {"images": job.images, "torch": torch.__version__, "threads": torch.get_num_threads()}
     about["seconds"] = round(time.monotonic() - start, 1)
@@ -797,7 +805,7 @@ def main(arguments=None):
         tell(f"test.py: {error}")
         status = 2
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    print(render(table) + (" (interrupted)" if status else ""))
+    print(render(table, interrupted))
     return status or (0 if passed(table) else 1)
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 
 COMMANDS = {
     "denoise": "remove the noise from pictures",
@@ -76,7 +77,9 @@ def run(name, arguments):
         if name == "data":  # it has a parser of its own
             return importlib.import_module("Miniproject_1.commands.data").run(arguments[1:])
         options = make_parser(name).parse_args(arguments)
-        return options.run(options) or 0
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"values must be in \[0, 255\]")  # commands see to that
+            return options.run(options) or 0
     except KeyboardInterrupt:
         print("interrupted: the files written so far are whole", file=sys.stderr)
         return 130

@@ -106,8 +106,10 @@ class Recipe:
             raise ValueError(f"optimiser must be 'muon', 'adam' or 'sgd'; got {self.optimiser!r}")
         if self.lr is None:
             object.__setattr__(self, "lr", RATES[self.optimiser])
-        if min(self.batch_size, self.min_batch_size, self.min_steps) < 1 or self.lr < 0 or not 0 <= self.ema_share <= 1:
-            raise ValueError(f"Recipe needs counts of at least 1, an lr >= 0, an ema_share in [0, 1]; got {self}")
+        for name in ("batch_size", "min_batch_size", "min_steps"):
+            whole_number(getattr(self, name), name, 1)
+        if not self.lr >= 0 or not 0 <= self.ema_share <= 1:
+            raise ValueError(f"Recipe needs an lr >= 0 and an ema_share in [0, 1]; got {self}")
 
 
 RATES = {"muon": 1.5e-2, "adam": 1e-3, "sgd": 1.0}  # what each optimiser learns well with
@@ -1366,12 +1368,12 @@ def number_of_epochs(epochs, num_epochs):
 
 
 def warn_of_range(images):
-    """Values in [0, 1] or far above 255 are most likely of another scale: the networks know noise by its strength."""
+    """Values about [0, 1] or far above 255 are most likely of another scale; networks know noise by its strength."""
     if images.element_size() == 1:  # bytes
         return
     values = images.float()
-    low, high = values.min().item(), values.max().item()
-    if (images.is_floating_point() and low >= -1 and 0 < high <= 1) or high > 2 * 255:
+    low, high, typical = values.min().item(), values.max().item(), values.abs().mean().item()
+    if (images.is_floating_point() and typical <= 1 and 0 < high <= 4) or high > 2 * 255:  # 4: noise leaves [0, 1]
         warnings.warn(
             f"values must be in [0, 255], and those of these images are in [{low:g}, {high:g}]: scale them first, such "
             "as by images * 255 for [0, 1] or images * (255 / 65535) for 16 bits",
@@ -1381,7 +1383,10 @@ def warn_of_range(images):
 
 def warn_of_twins(noisy_a, noisy_b):
     """Of the same image twice a network learns to keep the noise."""
-    if noisy_a.dtype == noisy_b.dtype and noisy_a.equal(noisy_b.to(noisy_a.device)):
+    noisy_b = noisy_b.to(noisy_a.device)
+    if noisy_a.dtype != noisy_b.dtype:
+        noisy_a, noisy_b = noisy_a.float(), noisy_b.float()
+    if noisy_a.equal(noisy_b):
         warnings.warn(
             "noisy_a and noisy_b are equal, noise included: the model learns to keep it. Pass two versions of the same "
             "images, with independent noise",
@@ -1411,7 +1416,7 @@ def save_atomically(content, path):
     A symbolic link stays one: the file that it points to is replaced. Raises OSError where nothing can be written.
     """
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(content)
@@ -1543,7 +1548,8 @@ class Model:
         """
         epochs = number_of_epochs(epochs, num_epochs)
         check_pairs(noisy_a, noisy_b, self.architecture.in_channels)
-        warn_of_range(noisy_a)
+        for images in (noisy_a, noisy_b):
+            warn_of_range(images)
         warn_of_twins(noisy_a, noisy_b)
         pairs = Pairs(noisy_a, noisy_b, self.device)
         self.noise = measure_noise(pairs.noisy_a, pairs.noisy_b)
@@ -1596,8 +1602,9 @@ class Model:
         if ensemble is None:
             ensemble = max(height, width) <= ENSEMBLE_SIDE
         views = self.views() if ensemble else [(D4[0], False, False)]
-        chunk = max(1, CHUNK // (height * width))
-        result = empty(images.shape, dtype=FLOAT32, device=images.device)
+        multiple = self.network.multiple
+        chunk = max(1, CHUNK // math.prod(size + -size % multiple for size in (height, width)))
+        result = lasting_empty(images.shape, images.device, FLOAT32)
         for start in range(0, n, chunk):
             self._predict_tiles(images[start : start + chunk], views, result[start : start + chunk])
         return result
@@ -1645,8 +1652,9 @@ class Model:
             for x in range(0, width, tile):
                 top, left = max(0, y - margin), max(0, x - margin)
                 noisy = images[:, :, top : y + tile + margin, left : x + tile + margin].to(self.device).float() / 255
+                noisy = pad_to_multiple(noisy, self.network.multiple)  # before it turns: all views have one grid
                 clean = sum(from_view(self.network.denoised(to_view(noisy, *view)), *view) for view in views)
-                clean = clean[:, :, y - top : y - top + tile, x - left : x - left + tile]
+                clean = clean[:, :, y - top : min(y + tile, height) - top, x - left : min(x + tile, width) - left]
                 result[:, :, y : y + tile, x : x + tile] = clean.mul(255 / len(views)).clamp_(0, 255)
 
 

@@ -5,7 +5,8 @@
     python -m report.experiments PHOTOS --validate val_data.pkl --only ablations optimisers
 
 Each job is a call of `Miniproject_1.others.experiments` or `Miniproject_2.others.experiments`, which append their rows
-to `results/project_1_jobs.jsonl` and `results/project_2_jobs.jsonl` and leave out those that are there. Afterwards:
+to `results/project_1_jobs.jsonl` and `results/project_2_jobs.jsonl` and leave out those that are there. With `--names`,
+a file with the names of CBSD68's photographs, the noises of `Miniproject_1.others.paper_noises` follow. Afterwards:
 `python -m report.measure DATA`, `python -m report.build`.
 """
 
@@ -54,6 +55,11 @@ JOBS = {
 }
 
 
+def paper_command(photos, names):
+    paper = ["Miniproject_1.others.paper_noises", str(photos), "--names", str(names), "--pairs", "8000"]
+    return [sys.executable, "-m", *paper, "--out", str(records.RESULTS / "paper.jsonl")]
+
+
 def out(job):
     return records.RESULTS / f"project_{job.project}_jobs.jsonl"
 
@@ -81,20 +87,25 @@ def main(arguments=None):
     parser.add_argument("photos", type=Path, help="folder of photographs to draw the pairs from")
     parser.add_argument("--validate", type=Path, required=True, help="a val_data.pkl to score on")
     parser.add_argument("--only", nargs="+", choices=JOBS, metavar="JOB", default=list(JOBS), help=", ".join(JOBS))
+    parser.add_argument("--names", type=Path, help="names of CBSD68's photographs: the paper's noises are run, too")
     parser.add_argument("--pairs", type=int, nargs="+", help="instead of the job's own, to try it")
     parser.add_argument("--variants", nargs="+", help="instead of the job's own, to try it")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the job's own")
     parser.add_argument("--list", action="store_true", help="print the jobs and how many trainings are missing")
     options = parser.parse_args(arguments)
-    photos, validate, failed = options.photos.resolve(), options.validate.resolve(), []
+    photos, validate, commands = options.photos.resolve(), options.validate.resolve(), {}
     for name in options.only:
         job = JOBS[name]
         job = job._replace(pairs=options.pairs or job.pairs, only=options.variants or job.only)
         job = job._replace(seeds=options.seeds or job.seeds)
+        commands[name] = command(job, photos, validate)
         if options.list:
             print(f"{name}: {'all variants' if missing(job) is None else f'{missing(job)} trainings missing'}")
-        elif subprocess.run(command(job, photos, validate), cwd=ROOT).returncode:
-            failed.append(name)
+    if options.list:
+        return
+    if options.names:
+        commands["the paper's noises"] = paper_command(photos, options.names.resolve())
+    failed = [name for name, one in commands.items() if subprocess.run(one, cwd=ROOT).returncode]
     if failed:
         sys.exit(f"experiments.py: these jobs failed, the others are done: {', '.join(failed)}")
 

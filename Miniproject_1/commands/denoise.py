@@ -14,6 +14,7 @@ once. A picture of 4000 x 3000 took 0.9 GB (8 bits) to 1.0 GB (16 bits) with a s
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -63,7 +64,7 @@ class Range(argparse.Action):
     """Two numbers as a tuple, the first the smaller one."""
 
     def __call__(self, parser, options, values, option=None):
-        if not values[0] < values[1]:
+        if not -math.inf < values[0] < values[1] < math.inf:
             parser.error(f"{option} takes black and a larger white; got {values[0]:g} {values[1]:g}")
         setattr(options, self.dest, tuple(values))
 
@@ -75,9 +76,9 @@ def add_range(parser, more):
         nargs=2,
         action=Range,
         metavar=("BLACK", "WHITE"),
-        help=f"the values in the files that are black and white; {more}of 8 bits 0 255; of 16 bits 0 65535, or 0 and "
-        "the largest value of 8, 10, 12 or 14 bits where no value is larger; of floating files 0 1 where all values "
-        "are within, else the smallest and the largest value without outliers, which then stay as they are",
+        help=f"the values in the files that are black and white; {more}of 8 bits 0 255; of 16 bits 0 and the smallest "
+        "of 255, 1023, 4095, 16383 and 65535 that no value exceeds; of floating files 0 1 where all values are within, "
+        "else the smallest and the largest value. Outliers, such as hot pixels, do not count, and stay as they are",
     )
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from Miniproject_1.commands.denoise import add_limit
 from Miniproject_1.commands.drawing import check_figure, need_figure, save_figure
-from Miniproject_1.commands.pairs import add_common_range, add_pairs, open_pairs
+from Miniproject_1.commands.pairs import Scale, add_common_range, add_pairs, open_pairs
 from Miniproject_1.commands.progress import progress_bar
 from Miniproject_1.commands.weights import add_weights, load_model, predict_colours
 
@@ -195,7 +195,10 @@ def run(options):
     for option, path in (("--plot", options.plot), ("--sheet", options.sheet)):
         if path is not None:
             check_figure(option, path, options.force)
-    pairs = open_pairs(options.first, options.second, options.max_megapixels, options.range, clean=True)
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"--limit takes at least 1; got {options.limit}")
+    scale = Scale(options.range)
+    pairs = open_pairs(options.first, options.second, options.max_megapixels, scale, clean=True)
     model = load_model(options.weights, options.device)
     count = min(len(pairs), options.limit or len(pairs))
     errors, similarities = {}, {}

@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import lzma
+import math
 import os
 import re
 import secrets
@@ -52,6 +53,7 @@ PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # the TIFF tag that says what values mean, 
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that sensors have: 16-bit files often hold fewer
 OUTLIERS = 0.001  # share of the values at each end that may be dead or hot pixels
+DARK = 0.25  # of white: where no floating value is above this, white may be another
 
 
 @dataclass
@@ -103,13 +105,14 @@ class Picture:
 
     def note_range(self):
         """Notes what is taken as black and white, where that is no matter of course."""
-        note = range_in_words(self.value_range, self.pixels.dtype)
+        note, colours = range_in_words(self.value_range, self.pixels.dtype), self.pixels[:, :, : self.colours]
         if self.keep_outliers and note:
             low, high = self.value_range
-            colours = self.pixels[:, :, : self.colours]
             beyond = int(((colours < low) | (colours > high)).sum())
-            note += f"; {beyond} values beyond stay as they are" if beyond else ""
+            note += f"; outliers, {beyond} values beyond these, stay as they are" if beyond else ""
         self.notes += [note] if note else []
+        if self.pixels.dtype == "float32" and not note and 0 < (highest := float(colours.max())) < DARK:
+            self.notes.append(f"no value is above {highest:g}, where 1 is white; --range 0 {highest:.2g} may do better")
 
 
 def to_255(values, value_range):
@@ -187,22 +190,28 @@ def default_range(values):
     """(low, high): the values of a numpy array, as a file has them, that are taken as black and white.
 
     uint8: 0 and 255. uint16: 0 and 2^k - 1, with the smallest k of DEPTHS that all values fit into. Floating: 0 and 1
-    if no value is outside of them, else the smallest and the largest value without outliers. These are farther beyond
-    the lowest and the highest thousandth of the values than half of what lies between them.
+    if no value is outside of them, else the smallest and the largest value. Outliers do not count: values that are
+    farther beyond the lowest and the highest thousandth of all than half of what lies between these.
     """
-    low, high = values.min().item(), values.max().item()
     if values.dtype == "uint8":
         return 0, 255
-    if values.dtype.kind == "u":
-        return 0, next(2**bits - 1 for bits in DEPTHS if high < 2**bits)
-    if low >= 0 and high <= 1:
+    low, high = values.min().item(), values.max().item()
+    if values.dtype.kind == "f" and low >= 0 and high <= 1:
         return 0.0, 1.0
-    some = values.reshape(-1)[:: -(-values.size // 2**20)]
-    lowest, highest = need_numpy().quantile(some, (OUTLIERS, 1 - OUTLIERS)).tolist()
-    if highest > lowest:
-        reach = (highest - lowest) / 2
-        low, high = max(low, lowest - reach), min(high, highest + reach)
+    lowest, highest = need_numpy().quantile(sampled(values), (OUTLIERS, 1 - OUTLIERS)).tolist()
+    reach = (highest - lowest) / 2 or math.inf
+    if values.dtype.kind == "u":
+        largest = high if high <= highest + reach else highest
+        return 0, next(2**bits - 1 for bits in DEPTHS if largest < 2**bits)
+    low, high = max(low, lowest - reach), min(high, highest + reach)
     return low, high if high > low else low + 1
+
+
+def sampled(values, count=2**20):
+    """All values of a numpy array, or `count` of them from random places: regular ones may all be of one channel."""
+    if values.size <= count:
+        return values
+    return values.reshape(-1)[need_numpy().random.default_rng(0).integers(values.size, size=count)]
 
 
 def range_in_words(value_range, dtype):

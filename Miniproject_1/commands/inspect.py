@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from Miniproject_1.commands.denoise import add_limit
-from Miniproject_1.commands.pairs import add_common_range, add_pairs, blocks, open_pairs
+from Miniproject_1.commands.pairs import Scale, add_common_range, add_pairs, blocks, open_pairs
 from Miniproject_1.commands.weights import SHIPPED, add_device, load_model, predict_colours
 from Miniproject_1.model import blocks as whole_blocks
 from Miniproject_1.model import measure_noise, products
@@ -85,6 +85,15 @@ def displacement(first, second):
     fine = (rows @ phases.to(rows.dtype) @ columns).real
     row, column = divmod(int(fine.argmax()), 101)
     return (-(down + steps[row].item()), -(right + steps[column].item())), trust
+
+
+def certain_displacement(first, second):
+    """`displacement`, whose trust is 0 where the two halves of the squares do not agree on it."""
+    where, trust = displacement(first, second)
+    if len(first) > 1:
+        apart = math.dist(*(displacement(first[half::2], second[half::2])[0] for half in (0, 1)))
+        trust = trust if apart <= max(0.15, math.hypot(*where) / 3) else 0.0
+    return where, trust
 
 
 def brightness_levels(first, second):
@@ -157,10 +166,10 @@ def single_correlation(pictures):
     return medians[worst].item(), 3 * 1.25 * found[:, worst].std().item() / math.sqrt(len(found))
 
 
-def clipped_share(first, second):
-    """Share of the values that lie at the ends of the range."""
+def clipped_shares(first, second):
+    """Shares of the values that are black and white."""
     both = torch.cat([first, second])
-    return ((both <= 0) | (both >= 255)).float().mean().item()
+    return (both <= 0).float().mean().item(), (both >= 255).float().mean().item()
 
 
 def estimated_mse(prediction, noisy, variance):
@@ -193,7 +202,7 @@ def inspect_pairs(pairs, try_weights=True, device=None):
         on_brightness(brightness_levels(first, second)),
         on_exposure(pairs, math.sqrt(variance)),
         on_displacement(pairs),
-        on_clipping(clipped_share(first, second)),
+        on_clipping(*clipped_shares(first, second)),
         on_gain(first, second, levels, try_weights, device),
     ]
     return [finding for finding in findings if finding is not None]
@@ -211,6 +220,8 @@ def on_level(levels):
         return Finding("noise", values, MIND, f"{said}: hardly any noise to remove; are these the noisy pictures?")
     if ratio > 1.3:
         text = f"{said}: not alike. Noise2Noise allows that; `train` does not swap their pixels then."
+        if ratio > 3:
+            text += " By so much: is one a copy of the other with noise added, blurred, or clean? That is no pair."
         return Finding("noise", values, MIND, text)
     return Finding("noise", values, FINE, f"{said}: alike in both.")
 
@@ -332,12 +343,12 @@ def on_displacement(pairs):
 
 def measured_twice(group, count):
     """As `displacement`, but large ones again on what both images show: else the squares have little in common."""
-    where, trust = displacement(*blocks(group, TILE, count, overlap=2))
+    where, trust = certain_displacement(*blocks(group, TILE, count, overlap=2))
     whole = [round(part) for part in where]
     smallest = min(group.pair(0)[0].shape[2:]) - max(map(abs, whole))
     if trust < TRUSTED or not any(whole) or smallest < 16:
         return where, trust
-    rest, trust = displacement(*blocks(Shifted(group, *whole), TILE, count, overlap=2))
+    rest, trust = certain_displacement(*blocks(Shifted(group, *whole), TILE, count, overlap=2))
     return (whole[0] + rest[0], whole[1] + rest[1]), trust
 
 
@@ -372,12 +383,15 @@ class One:
         return self.only
 
 
-def on_clipping(share):
-    values, said = {"share": round(share, 4)}, f"{100 * share:.1f} % of the values are black or white"
-    if share <= 0.01:
+def on_clipping(black, white):
+    values = {"black": round(black, 4), "white": round(white, 4)}
+    said = f"{100 * black:.1f} % of the values are black, {100 * white:.1f} % white"
+    if black + white <= 0.01:
         return Finding("clipping", values, FINE, f"{said}: next to none is cut off.")
-    text = f"{said}: noise that is cut off has a mean, and black turns grey. Use raw data or another exposure."
-    return Finding("clipping", values, BAD if share > 0.2 else MIND, text)
+    text = f"{said}: cutting noise off shifts its mean, and black turns grey. Use raw data or another exposure."
+    if white <= 0.01:
+        return Finding("clipping", values, MIND, f"{text} Counts of photons may be 0, which is no cut.")
+    return Finding("clipping", values, BAD if black + white > 0.2 else MIND, text)
 
 
 def on_gain(first, second, levels, try_weights, device):
@@ -403,7 +417,7 @@ def on_gain(first, second, levels, try_weights, device):
 
 
 def run(options):
-    pairs = open_pairs(options.first, options.second, options.max_megapixels, options.range)
+    pairs = open_pairs(options.first, options.second, options.max_megapixels, Scale(options.range))
     findings = inspect_pairs(pairs, not options.no_weights, options.device)
     if options.json:
         print(json.dumps({"pairs": len(pairs), "fit": fit(findings), "findings": [asdict(f) for f in findings]}))

@@ -54,33 +54,40 @@ class Scale:
     """What is black and white, one range for all values of a type, so that pairs differ by their noise alone.
 
     Args:
-        given: (low, high) that the user chose, or None: that of `default_range`, the widest of those values that
-            `decide` is shown.
+        given: (low, high) that the user chose, or None: that of `default_range`, the widest of the arrays that `decide`
+            is shown first.
     """
 
     def __init__(self, given=None):
         self.given, self.ranges = given, {}
 
+    def known(self, dtype):
+        return self.given is not None or str(dtype) in self.ranges
+
     def decide(self, arrays):
-        """Takes the ranges of some numpy arrays and says what nobody could know."""
-        for array in arrays if self.given is None else ():
-            low, high = self.ranges.get(str(array.dtype), (math.inf, -math.inf))
-            found = default_range(array)
-            self.ranges[str(array.dtype)] = min(low, found[0]), max(high, found[1])
-        for dtype, found in self.ranges.items():
-            note = range_in_words(found, dtype)
+        """Takes the ranges of some numpy arrays, of types that are not known yet, and says what nobody could know."""
+        found = {}
+        for array in arrays:
+            if not self.known(array.dtype):
+                low, high = found.get(str(array.dtype), (math.inf, -math.inf))
+                one = default_range(array)
+                found[str(array.dtype)] = min(low, one[0]), max(high, one[1])
+        self.ranges |= found
+        for dtype, one in found.items():
+            note = range_in_words(one, dtype)
             if note and is_first():
                 print(f"{dtype} values: {note}", file=sys.stderr)
 
     def of(self, array):
         """The range of the values of an array. ValueError where it does not go with what was decided."""
-        dtype = str(array.dtype)
         if self.given is not None:
             return self.given
-        low, high = self.ranges.get(dtype) or default_range(array)
-        if dtype == "uint16" and array.max() > high:
-            raise ValueError(f"it has values up to {array.max()}, others only up to {high}; give --range 0 65535")
-        if dtype not in self.ranges and array.dtype.kind == "f" and (low, high) != (0, 1):
+        low, high = self.ranges.get(str(array.dtype)) or default_range(array)
+        if array.dtype == "uint16" and default_range(array)[1] > high:
+            raise ValueError(
+                f"it has values up to {array.max()}, others only up to {high}: give --range with the camera's white"
+            )
+        if not self.known(array.dtype) and array.dtype.kind == "f" and (low, high) != (0, 1):
             raise ValueError(
                 f"floating values from {low:g} to {high:g} beside {' and '.join(self.ranges)}: what is black and white "
                 "in them cannot be known; give one --range for all, or floating values in [0, 1]"
@@ -150,14 +157,13 @@ class Files:
 class Reader:
     """Reads picture files as `Picture`s of one `Scale`, which some of the files decide."""
 
-    def __init__(self, deciding, max_megapixels, value_range):
-        self.deciding, self.max_megapixels, self.scale = deciding, max_megapixels, Scale(value_range)
-        self.decided = value_range is not None
+    def __init__(self, deciding, max_megapixels, scale):
+        self.deciding, self.max_megapixels, self.scale, self.decided = deciding, max_megapixels, scale, False
 
     def __call__(self, path):
         picture = read_picture(path, self.max_megapixels)
         colours = picture.pixels[:, :, : picture.colours]
-        if colours.dtype != "uint8" and not self.decided:
+        if colours.dtype != "uint8" and not self.decided and not self.scale.known(colours.dtype):
             some = self.deciding[:: -(-len(self.deciding) // RANGED)]
             others = (read_picture(other, self.max_megapixels) for other in some)
             self.scale.decide(other.pixels[:, :, : other.colours] for other in others)
@@ -211,20 +217,21 @@ def size_in_words(picture):
     return f"{width} x {height} {picture.space}"
 
 
-def open_pairs(first, second=None, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None, clean=False):
+def open_pairs(first, second=None, max_megapixels=DEFAULT_MEGAPIXELS, scale=None, clean=False):
     """The pairs of a command line; see `PAIRS_HELP`. ValueError or OSError where there are none.
 
     Args:
-        value_range: (low, high) of all files, the values that are black and white; None: see `Scale`.
+        scale: `Scale` of all files; None: a new one.
         clean: whether the second images are clean: they alone then decide the range.
     """
     if second is None and first.exists() and first.suffix.lower() not in TENSORS:
         raise ValueError(f"pairs need two files or folders, or one .pkl; got {first} alone")
-    return open_sources([first] if second is None else [first, second], max_megapixels, value_range, clean)
+    return open_sources([first] if second is None else [first, second], max_megapixels, scale, clean)
 
 
-def open_sources(paths, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None, clean=False):
+def open_sources(paths, max_megapixels=DEFAULT_MEGAPIXELS, scale=None, clean=False):
     """The pairs of the command line of `train`; see `SOURCES_HELP`. Else as `open_pairs`."""
+    scale = scale or Scale()
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
@@ -232,16 +239,15 @@ def open_sources(paths, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None, cle
     if any(path.is_dir() != first.is_dir() for path in others):
         raise ValueError(f"versions are all files or all folders; got {' and '.join(map(str, paths))}")
     if not others and first.suffix.lower() in TENSORS:
-        tensors = read_tensors(first)
-        return Stack(*(to_255(part.float(), value_range) for part in tensors) if value_range else tensors)
+        return Stack(*read_tensors(first, scale))
     if all(path.suffix.lower() == ".npy" for path in paths):
-        return in_memory(scaled(list(map(read_array, paths)), value_range, clean))
+        return in_memory(scaled(list(map(read_array, paths)), scale, clean))
     if not first.is_dir() and all(pages(path) > 1 for path in paths):
-        return in_memory(scaled([read_pages(path, max_megapixels) for path in paths], value_range, clean))
+        return in_memory(scaled([read_pages(path, max_megapixels) for path in paths], scale, clean))
 
     scenes = files_of_scenes(paths)
     deciding = [path for versions in scenes.values() for path in (versions[-1:] if clean else versions)]
-    read = Reader(deciding, max_megapixels, value_range)
+    read = Reader(deciding, max_megapixels, scale)
     if len(next(iter(scenes.values()))) > 1:
         return Files(scenes, read)
     return Singles(list(scenes), lambda number: read(deciding[number]).values())
@@ -288,10 +294,17 @@ def pair_folders(folders):
     """Pictures with one name, whatever they end in, below at least two of the folders."""
     versions = {}
     for folder in folders:
-        found = {str(path.relative_to(folder).with_suffix("")): path for path in pictures_below(folder)}
+        found = {}
+        for path in pictures_below(folder):
+            name = str(path.relative_to(folder).with_suffix(""))
+            if name in found:
+                raise ValueError(f"{found[name]} and {path} have one name: which one belongs to a pair?")
+            found[name] = path
         for name, path in found.items():
             versions.setdefault(name, []).append(path)
     paired = {name: versions[name] for name in sorted(versions) if len(versions[name]) > 1}
+    if paired and len(paired) < len(versions) and is_first():
+        print(f"{len(versions) - len(paired)} pictures have no namesake and are left out", file=sys.stderr)
     if not paired:
         first, *others = folders
         raise ValueError(
@@ -300,7 +313,7 @@ def pair_folders(folders):
     return paired
 
 
-def read_tensors(path):
+def read_tensors(path, scale):
     """The two tensors of a .pkl in the course's format."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -308,6 +321,10 @@ def read_tensors(path):
         raise ValueError(f"{path} is not readable as two tensors that torch.save wrote: {error}") from error
     if not isinstance(content, (tuple, list)) or len(content) != 2 or not all(map(torch.is_tensor, content)):
         raise ValueError(f"{path} must hold two tensors (N, C, H, W)")
+    if scale.given is not None:
+        return [to_255(part.float(), scale.given) for part in content]
+    if any(part.is_floating_point() and part.numel() and 0 < part.max() <= 1 for part in content):
+        raise ValueError(f"{path} has values in [0, 1], and tensors are taken to be in [0, 255]; give --range 0 1")
     return content
 
 
@@ -325,8 +342,12 @@ def pages(path):
     """How many pages a TIFF has; 1 for anything else."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         return 1
-    with need_tifffile().TiffFile(path) as tiff:
-        return len(tiff.pages)
+    tifffile = need_tifffile()
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return len(tiff.pages)
+    except tifffile.TiffFileError:  # the name lies, or it is damaged: the decoder says which
+        return 1
 
 
 def read_pages(path, max_megapixels):
@@ -336,7 +357,16 @@ def read_pages(path, max_megapixels):
         with need_tifffile().TiffFile(path) as tiff:
             page = tiff.pages[0]
             check_size(page.imagewidth, page.imagelength * len(tiff.pages), 100 * max_megapixels)
-            array = numpy.stack([page.asarray() for page in tiff.pages])
+            if any((one.shape, one.photometric) != (page.shape, page.photometric) for one in tiff.pages):
+                raise ValueError(f"{path} is no stack: its pages differ in size or kind")
+            if page.photometric.name not in ("MINISBLACK", "RGB") or (page.photometric.name == "RGB") != (
+                page.samplesperpixel == 3
+            ):
+                raise ValueError(
+                    f"pages of stacks must be grey with 0 as black, or RGB without alpha; those of {path} are "
+                    f"{page.photometric.name} with {page.samplesperpixel} channels. Save them in one of these ways"
+                )
+            array = numpy.stack([one.asarray() for one in tiff.pages])
     except (ValueError, ImportError):
         raise
     except Exception as error:
@@ -346,6 +376,11 @@ def read_pages(path, max_megapixels):
 
 def as_images(array, path):
     """(N, H, W), (N, C, H, W) or (N, H, W, C) of unsigned or floating values -> (N, C, H, W)."""
+    if array.ndim == 3 and array.shape[2] in (3, 4):
+        raise ValueError(
+            f"{path} has the shape {array.shape}: one picture (H, W, C)? Save it as (1, H, W, C), which says so; grey "
+            "images of 3 or 4 columns as (N, 1, H, W)"
+        )
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[3] <= 4 < array.shape[1]:
@@ -358,12 +393,12 @@ def as_images(array, path):
     return array
 
 
-def scaled(arrays, value_range=None, clean=False):
+def scaled(arrays, scale, clean=False):
     """Arrays (N, C, H, W) of one type as tensors in [0, 255], by one range for all; of `clean` ones the last decides.
 
     Bytes stay bytes where their range is 0 to 255.
     """
-    numpy, scale = need_numpy(), Scale(value_range)
+    numpy = need_numpy()
     for other in arrays[1:]:
         if other.dtype != arrays[0].dtype:
             raise ValueError(f"all stacks must hold one type of values; got {arrays[0].dtype} and {other.dtype}")

@@ -51,6 +51,7 @@ from Miniproject_1.commands.inspect import BAD, FINE, fit, inspect_pairs, on_sin
 from Miniproject_1.commands.pairs import (
     PAIRS_HELP,
     SOURCES_HELP,
+    Scale,
     Singles,
     Stack,
     add_common_range,
@@ -144,7 +145,7 @@ def corners(height, width, side):
 
 
 def compact(values):
-    return values.to(torch.uint8) if torch.equal(values, values.round()) else values
+    return values.to(torch.uint8) if torch.equal(values, values.round().clamp(0, 255)) else values
 
 
 def held_out(stack, seed):
@@ -262,7 +263,7 @@ def standing(model, held):
     Each image of a pair is predicted and compared with the other one, so that half the mean squared difference of the
     noisy ones is the floor of the loss for noise of unequal levels, too.
     """
-    first, second = held.first.float(), held.second.float()
+    first, second = (images.float().clamp(0, 255) for images in (held.first, held.second))
     difference = DIFFERENCES[model.recipe.loss]
     swapped = ((first, second), (second, first))
     losses = [difference(model.predict(noisy, ensemble=False).cpu(), other) for noisy, other in swapped]
@@ -332,8 +333,9 @@ def run(options):
 def train(options):
     checkpoint = options.out.with_name(options.out.name + ".checkpoint")
     check_files(options, checkpoint)
-    pairs = open_sources(options.sources, options.max_megapixels, options.range)
-    validation = open_validation(options) if options.validate else None
+    scale = Scale(options.range)  # validation has that of training
+    pairs = open_sources(options.sources, options.max_megapixels, scale)
+    validation = open_validation(options, scale) if options.validate else None
     singles = isinstance(pairs, Singles)
     if not options.no_inspect and is_first():
         look = look_at_singles if singles else warn
@@ -343,7 +345,7 @@ def train(options):
     if validation:
         validate(training.model, validation, 1)  # what does not fit is told now, not after an epoch
     key = f"{tuple(learnt.first.shape)}, seed {options.seed}, start {options.start}, length {length(options)}"
-    key += f", loss {options.loss}, range {options.range}"
+    key += f", loss {options.loss}, values {checksum(learnt)}"
     if options.resume:
         training.load_state_dict(read_checkpoint(checkpoint), key)
     elif options.minutes:
@@ -365,6 +367,11 @@ def train(options):
         checkpoint.unlink(missing_ok=True)
 
 
+def checksum(stack):
+    """Tells pictures and their scale from others: sums of their values."""
+    return " and ".join(f"{images.sum(dtype=torch.float64).item():.6g}" for images in (stack.first, stack.second))
+
+
 def check_files(options, checkpoint):
     if (options.epochs is not None and options.epochs < 1) or (options.minutes is not None and not options.minutes > 0):
         raise ValueError("--epochs takes at least 1, --minutes more than 0")
@@ -380,11 +387,11 @@ def check_files(options, checkpoint):
     options.out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def open_validation(options):
+def open_validation(options, scale):
     noisy, *clean = options.validate
     if len(clean) > 1:
         raise ValueError(f"--validate takes NOISY and CLEAN, or a .pkl; got {len(options.validate)} files or folders")
-    return open_pairs(noisy, *(clean or [None]), options.max_megapixels, options.range, clean=True)
+    return open_pairs(noisy, *(clean or [None]), options.max_megapixels, scale, clean=True)
 
 
 def length(options):

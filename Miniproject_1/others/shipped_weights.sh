@@ -3,9 +3,9 @@
 #
 #     sh Miniproject_1/others/shipped_weights.sh PHOTOS FOLDER
 #
-# FOLDER/run7.pth is the result. Stopped, the script goes on when it is started again. The code learnt in between (to
-# draw other noise, to train on negatives, to grow by copies), and of the seeds only those of runs 2 and 7 are recorded:
-# the result has other bits than bestmodel.pth.
+# FOLDER/run8.pth is the result. Stopped, the script goes on when it is started again. The code learnt in between (to
+# draw other noise, to train on negatives, to grow by copies), and of the seeds only those of runs 2, 7 and 8 are
+# recorded: the result has other bits than bestmodel.pth.
 #
 # In runs 2 and 5 the new blocks began as the identity, and every hidden unit of all three of them fell asleep; run 6
 # began them again as copies. It ruined large flat pictures, since it met images of 32 x 32 alone: run 7 has larger ones.
@@ -40,3 +40,7 @@ best --out "$folder/run6.pth" --start "$folder/run5.pth" --pairs 300000 --draws 
 best --out "$folder/run7.pth" --start "$folder/run6.pth" --pairs 440000 --draws 32 --inputs 8 --other-noise 0.0625 \
     --revive --large 0.0625 --seed 8 \
     --batch-size 32 --muon-lr 1.5e-3 --adam-lr 1e-3 --ema-decay 0.998 --variance-floor 0.001
+
+best --out "$folder/run8.pth" --start "$folder/run7.pth" --pairs 340000 --draws 32 --inputs 8 --other-noise 0.0625 \
+    --blocks 4 --inner-blocks 4 --revive --large 0.0625 --seed 10 \
+    --batch-size 32 --muon-lr 2e-3 --adam-lr 1e-3 --ema-decay 0.998 --variance-floor 0.001

@@ -237,10 +237,35 @@ def test_hot_pixels_neither_set_the_range_nor_are_changed(tmp_path):
     assert changed[5, 7] == 5000 and changed[50, 2] == -90
     assert (changed == numpy.float32((low + high) / 2)).sum() == changed.size - 2
     picture.note_range()
-    assert "2 values beyond stay as they are" in picture.notes[0]
+    assert "outliers, 2 values beyond these, stay as they are" in picture.notes[0]
     given = images.read_picture(tmp_path / "a.tif", value_range=(0, 6))
     given.store(torch.full((1, 1, 60, 70), 127.5))
     assert (given.pixels == 3).all()
+
+
+def test_a_hot_pixel_of_sixteen_bits_does_not_set_the_range(tmp_path):
+    values = RANDOM.integers(0, 4096, (60, 70), dtype="uint16")
+    values[5, 7] = 65535
+    Image.fromarray(values).save(tmp_path / "a.png")
+    picture = images.read_picture(tmp_path / "a.png")
+    assert picture.value_range == (0, 4095)
+    picture.store(torch.full((1, 1, 60, 70), 300.0))
+    assert picture.pixels[5, 7] == 65535 and (picture.pixels == 4095).sum() == 60 * 70 - 1
+
+
+def test_the_range_is_that_of_all_channels():
+    values = numpy.stack([RANDOM.normal(mean, 0.5, (1000, 1200)) for mean in (2, 6, 10)], 2).astype("float32")
+    low, high = images.default_range(values)
+    assert low < 1 and 11 < high < 14
+
+
+def test_dark_floating_pictures_are_noted(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    for high, noted in ((0.02, True), (0.9, False)):
+        tifffile.imwrite(tmp_path / "a.tif", (RANDOM.random((8, 9)) * high).astype("float32"))
+        picture = images.read_picture(tmp_path / "a.tif")
+        picture.note_range()
+        assert bool(picture.notes) == noted and (not noted or "--range 0 0.0" in picture.notes[0])
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])

@@ -147,9 +147,29 @@ def test_clipping():
     a, b = (1.6 * (part - 127) + 127 for part in (a, b))
     found, _ = findings(a.clamp(0, 255), b.clamp(0, 255))
     share = ((a <= 0) | (a >= 255)).float().mean().item()
-    assert found["clipping"].values["share"] == pytest.approx(share, abs=0.02)
+    assert sum(found["clipping"].values.values()) == pytest.approx(share, abs=0.02)
     assert found["clipping"].verdict == ("BAD" if share > 0.2 else "mind")
     assert findings(*pair(60))[0]["clipping"].verdict != "fine"
+
+
+def test_counts_of_few_photons_are_neither_clipped_nor_displaced():
+    """Pairs at the same place, whose structure is hardly more than their noise."""
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        rates = ((scene(256, seed, 1)() - 127).clamp(min=0) / 60 + 0.3).repeat(2, 1, 1, 1)
+        first, second = (torch.poisson(rates, generator=generator) * 12 for _ in range(2))
+        found, fit = findings(first[:1], second[:1])
+        assert found["clipping"].verdict == "mind" and "photons" in found["clipping"].text
+        assert found["displacement"].verdict != "BAD"
+        assert fit
+
+
+def test_a_copy_or_a_clean_picture_is_asked_for():
+    a, b = pair(20)
+    found, _ = findings(a, b * 0.02 + a * 0.98)
+    assert found["noise"].verdict == "mind"
+    found, _ = findings(scene()(), a)
+    assert "is one a copy" in found["noise"].text
 
 
 def test_the_same_picture_twice():
@@ -238,7 +258,7 @@ def test_pages_of_tiffs(tmp_path):
         )
     opened = pairs.open_pairs(tmp_path / "a.tif", tmp_path / "b.tif")
     assert len(opened) == 5 and opened.pair(4)[0].max() == 239  # taken as 8 bits
-    opened = pairs.open_pairs(tmp_path / "a.tif", tmp_path / "b.tif", value_range=(0, 65535))
+    opened = pairs.open_pairs(tmp_path / "a.tif", tmp_path / "b.tif", scale=pairs.Scale((0, 65535)))
     assert opened.pair(4)[0].max() == pytest.approx(239 / 257)
 
 
@@ -273,7 +293,8 @@ def test_one_range_of_values_for_all_files(tmp_path, capsys, ending):
         assert said == (
             "" if high == 60000 else f"uint16 values: 0 is taken as black, {white} as white; --range changes that\n"
         )
-    a, b = opened((values * 1000).astype("uint16"), (values * 500).astype("uint16"), value_range=(0, 65535))
+    given = pairs.Scale((0, 65535))
+    a, b = opened((values * 1000).astype("uint16"), (values * 500).astype("uint16"), scale=given)
     assert a.max() == pytest.approx(1000 / 257, abs=0.01) and not capsys.readouterr().err
     a, b = opened(8 * values.astype("float32") - 3, 4 * values.astype("float32"))
     assert torch.allclose(a, expected, atol=1e-3) and torch.allclose(b, (expected / 2 + 3 * 255 / 8), atol=1e-3)
@@ -291,7 +312,7 @@ def test_ranges_that_do_not_go_together_are_refused(tmp_path):
     save(tmp_path, "b", (255 * values).astype("uint8"))
     with pytest.raises(ValueError, match=r"0\.tif: floating values from 0 to .* beside uint8.*--range"):
         pairs.open_pairs(tmp_path / "a", tmp_path / "b", clean=True).pair(0)
-    first, second = pairs.open_pairs(tmp_path / "a", tmp_path / "b", value_range=(0, 255)).pair(1)
+    first, second = pairs.open_pairs(tmp_path / "a", tmp_path / "b", scale=pairs.Scale((0, 255))).pair(1)
     assert (first - second).abs().max() < 1
     save(tmp_path, "a", values.astype("float32"))  # within [0, 1]
     first, second = pairs.open_pairs(tmp_path / "a", tmp_path / "b", clean=True).pair(1)
@@ -300,6 +321,42 @@ def test_ranges_that_do_not_go_together_are_refused(tmp_path):
     save(tmp_path, "b", (1_000 * values).astype("uint16"))
     with pytest.raises(ValueError, match="up to 40000, others only up to 1023"):
         pairs.open_pairs(tmp_path / "a", tmp_path / "b", clean=True).pair(1)
+
+
+def test_what_is_no_stack_is_said(tmp_path):
+    numpy, tifffile = pytest.importorskip("numpy"), pytest.importorskip("tifffile")
+    values = numpy.zeros((5, 6, 8), "uint8")
+    tifffile.imwrite(tmp_path / "white.tif", values, photometric="miniswhite")
+    tifffile.imwrite(tmp_path / "alpha.tif", numpy.zeros((5, 6, 8, 4), "uint8"), photometric="rgb")
+    with tifffile.TiffWriter(tmp_path / "sizes.tif") as file:
+        for side in (6, 7):
+            file.write(values[0, :side, :side], photometric="minisblack")
+    for name, reason in (("white", "MINISWHITE"), ("alpha", "RGB with 4"), ("sizes", "differ in size")):
+        path = tmp_path / f"{name}.tif"
+        with pytest.raises(ValueError, match=reason):
+            pairs.open_pairs(path, path)
+    numpy.save(tmp_path / "a.npy", numpy.zeros((64, 60, 3), "uint8"))
+    with pytest.raises(ValueError, match=r"one picture \(H, W, C\)"):
+        pairs.open_pairs(tmp_path / "a.npy", tmp_path / "a.npy")
+
+
+def test_tensors_in_0_to_1_are_asked_for_their_range(tmp_path):
+    torch.save((torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)), tmp_path / "a.pkl")
+    with pytest.raises(ValueError, match="--range 0 1"):
+        pairs.open_pairs(tmp_path / "a.pkl")
+    assert pairs.open_pairs(tmp_path / "a.pkl", scale=pairs.Scale((0, 1))).pair(0)[0].max() > 200
+
+
+def test_pictures_without_a_partner_are_counted_and_double_names_refused(tmp_path, capsys):
+    Image = pytest.importorskip("PIL.Image")
+    for name in ("a/x.png", "b/x.png", "a/y.png", "b/z.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    assert len(pairs.open_pairs(tmp_path / "a", tmp_path / "b")) == 1
+    assert "2 pictures have no namesake" in capsys.readouterr().err
+    Image.new("L", (8, 8)).save(tmp_path / "a" / "x.tif")
+    with pytest.raises(ValueError, match="have one name"):
+        pairs.open_pairs(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_white_balance_that_drifts_is_seen(tmp_path):

@@ -453,6 +453,39 @@ def test_a_validation_that_does_not_fit_is_told_before_training(files, capsys):
     assert "--validate takes NOISY and CLEAN, or a .pkl; got 3" in capsys.readouterr().err
 
 
+def test_values_above_white_do_not_wrap_around():
+    values = torch.tensor([0.0, 255, 300, -20]).view(1, 1, 2, 2)
+    assert torch.equal(train.compact(values), values) and train.compact(values.clamp(0, 255)).dtype == torch.uint8
+
+
+def test_validation_has_the_range_of_training(tmp_path, capsys):
+    numpy = pytest.importorskip("numpy")
+    clean, a, b = (part.numpy() / 255 for part in data(60))
+    for name, part, white in (("a", a, 4095), ("b", b, 4095), ("dark", a / 5, 4095), ("clean", clean / 5, 4095)):
+        numpy.save(tmp_path / f"{name}.npy", (part * white).round().astype("uint16"))
+    given = [f"{tmp_path}/a.npy", f"{tmp_path}/b.npy", "--epochs", "1", "-o", f"{tmp_path}/new.pth", "--force"]
+    said = []
+    for options in ([], ["--range", "0", "4095"]):
+        assert main(["train", *given, "--validate", f"{tmp_path}/dark.npy", f"{tmp_path}/clean.npy", *options]) == 0
+        said.append(re.search(r"validation ([\d.]+) dB", capsys.readouterr().out).group(1))
+    assert said[0] == said[1]
+
+
+def test_other_pictures_are_not_resumed(files, monkeypatch, capsys):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "CHECKPOINT_SECONDS", -1)
+        step, taken = train.Run.step, []
+        patched.setattr(train.Run, "step", lambda self: interrupted(self) if taken else taken.append(1) or step(self))
+        assert main(command(files, "--no-inspect")) == 130
+    a, b = torch.load(files / "train.pkl")
+    torch.save((255 - a, 255 - b), files / "train.pkl")
+    assert main(command(files, "--no-inspect", "--resume")) == 1
+    assert "of another run" in capsys.readouterr().err
+
+
 def test_weights_are_written_before_they_are_judged(files, monkeypatch):
     judged = []
 

@@ -346,7 +346,7 @@ def test_ctrl_c_prints_what_was_finished(tmp_path, data):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "untrained predict, 512 x 512" in output and "(interrupted)" in output
+    assert "untrained predict, 512 x 512" in output and "INTERRUPTED: " in output
 
 
 def test_nothing_to_grade_is_a_failure(grader, tmp_path, data, monkeypatch, capsys):
@@ -499,7 +499,7 @@ def test_termination_prints_what_was_finished(tmp_path, data):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "(interrupted)" in output and "folder" in checks_in(tmp_path / "report.json")
+    assert "INTERRUPTED: " in output and "folder" in checks_in(tmp_path / "report.json")
 
 
 @pytest.mark.parametrize("place", [".", "report"])
@@ -654,6 +654,7 @@ class Fake:
         (lambda x: x.float().requires_grad_() * 1, "autograd graph on the output"),
         (lambda x: x.mul_(0.5).float(), "input modified"),
         (lambda x: (x.float() + torch.rand(x.shape)).clamp(0, 255), "second call differs"),
+        (lambda x: x.float() / (1 + x.is_floating_point()), "other result than for uint8"),
         (lambda x: x.float()[:, :, 1:], "other shape than the input"),
         (lambda x: x.float() + 300, "outside [0, 255]: 300.0 to 555.0"),
         (lambda x: x.float() / 0 * 0, "outside [0, 255]: nan to nan"),
@@ -666,7 +667,7 @@ class Fake:
     ],
 )
 def test_faults_of_predict(grader, predict, fault):
-    image = torch.linspace(0, 255, 48).view(1, 3, 4, 4)
+    image = torch.linspace(0, 255, 48).round().view(1, 3, 4, 4)
     faults = grader.attempt(grader.predict_faults, Fake(predict), image)
     assert faults == [] if fault is None else faults[0].startswith(fault)
 
@@ -674,6 +675,15 @@ def test_faults_of_predict(grader, predict, fault):
 def test_dependence_on_the_batch_is_found(grader):
     centred = Fake(lambda x: x.float() - x.float().mean() + 100)
     assert grader.batch_faults(centred)[0].startswith("differs by")
+    mixed_up = Fake(lambda x: torch.cat([x[:1], x[1:].flip(0)]).float())
+    assert grader.batch_faults(mixed_up)[0].startswith("differs by")
+
+
+def test_one_perfect_image_does_not_count_for_all(grader):
+    clean = torch.full((2, 3, 4, 4), 100.0)
+    noisy = clean.clone()
+    noisy[1] += 25.5
+    assert grader.psnr(noisy, clean) == pytest.approx((100 + 20) / 2, abs=1e-3)
 
 
 def test_faults_shared_by_cases_are_told_once(grader):

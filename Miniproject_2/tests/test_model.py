@@ -532,14 +532,39 @@ def test_brighter_partners_are_warned_of():
 
 def test_the_same_images_twice_are_warned_of():
     noisy_a, *_ = pictures(8, 16, 16)
-    with pytest.warns(UserWarning, match="noisy_a and noisy_b are equal"):
-        small().train(noisy_a, noisy_a.clone())
+    for again in (noisy_a.clone(), noisy_a.float()):
+        with pytest.warns(UserWarning, match="noisy_a and noisy_b are equal"):
+            small().train(noisy_a, again)
+
+
+def test_tiles_have_the_grid_of_the_whole_in_every_view(monkeypatch):
+    """Of a network that is not equivariant, each view pads its own sides."""
+    images = torch.rand(1, 3, 45, 51) * 255
+    model = ours.Model(width=12, deep_width=12)
+    whole = model.predict(images, ensemble=True)
+    monkeypatch.setattr(ours, "CHUNK", 100)
+    monkeypatch.setattr(ours, "TILE", 16)
+    assert (model.predict(images, ensemble=True) - whole).abs().max() < 1e-2
+
+
+def test_predictions_made_in_inference_mode_can_be_changed_outside():
+    with torch.inference_mode():
+        prediction = small().predict(torch.full((1, 3, 8, 8), 9.0))
+    prediction.add_(1)
+
+
+def test_rates_that_are_no_numbers_are_refused():
+    with pytest.raises(ValueError, match="lr >= 0"):
+        ours.Recipe(lr=float("nan"))
+    with pytest.raises(TypeError, match="batch_size must be a whole number"):
+        ours.Recipe(batch_size=4.5)
 
 
 @pytest.mark.parametrize(
     ("scale", "dtype", "warned"),
     [
         (1 / 255, torch.float32, True),
+        (2 / 255, torch.float32, True),
         (16, torch.float32, True),
         (16, torch.uint16, True),
         (1, torch.float32, False),
@@ -556,7 +581,7 @@ def test_values_of_another_scale_are_warned_of(scale, dtype, warned):
         model.predict(images[0])
         model.train(*images)
     said = [str(one.message) for one in said if "values must be in [0, 255]" in str(one.message)]
-    assert len(said) == 2 * warned
+    assert len(said) == 3 * warned  # one by predict, one for each of the pair
 
 
 def test_every_image_is_drawn_once_an_epoch():
