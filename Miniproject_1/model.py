@@ -1119,12 +1119,12 @@ class Model:
             raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {network!r}")
         self.device = default_device() if device is None else torch.device(device)
         autocast(self.device, precision)  # ValueError now, not after the work
-        self.recipe, self.seed, self.precision = recipe or Recipe(), seed, precision
+        self.recipe, self.seed, self.precision = recipe or Recipe(), whole_number(seed, "seed", 0), precision
         self.pairs_seen, self.noise, self.chosen_views = 0, None, None
         self.name, self.in_channels = network, whole_number(in_channels, "in_channels", 1)
         self.sizes = all_sizes(NETWORKS[network], sizes)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # the caller's random numbers stay as they are
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(self.seed)
             network = NETWORKS[network](self.in_channels, **self.sizes)
         self.network = network.to(self.device, torch.float32)
 

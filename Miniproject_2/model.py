@@ -1477,10 +1477,10 @@ class Model:
 
     def __init__(self, *, recipe=None, seed=0, device=None, **sizes):
         self.device = empty(0, device=default_device() if device is None else device).device
-        self.recipe, self.seed, self.pairs_seen = recipe or Recipe(), seed, 0
+        self.recipe, self.seed, self.pairs_seen = recipe or Recipe(), whole_number(seed, "seed", 0), 0
         self.noise = self.chosen_views = None
         self.architecture = Architecture(**sizes)
-        self.network = Network(self.architecture, random.Random(seed), self.device)
+        self.network = Network(self.architecture, random.Random(self.seed), self.device)
 
     def load_pretrained_model(self):
         """Loads `bestmodel.pth` beside this file."""

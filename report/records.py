@@ -190,7 +190,7 @@ CHOICES = {  # of the original for its U-Net: variant, and how the table calls i
 
 
 def first_facts():
-    data, known = Trainings(1), measured()
+    data, known, paper = Trainings(1), measured(), paper_rows()
     noise, scores, networks, original = known["noise"], known["scores"], known["networks"], field()["original"]
     result = noise_facts(noise, known["sampling"])
     for name, variant in (("unet", UNET), ("n2n", NOISE2NOISE), ("ours", "ours"), ("clean", "clean targets")):
@@ -232,9 +232,9 @@ def first_facts():
         "late.gates": spread(data.differences("gates", max(PAIRS)), 2, "+"),
         "n.late": str(len(data.differences("SiLU", max(PAIRS)))),
         "seeds.base": {2: "two", 3: "three"}.get(data.seeds(), str(data.seeds())),
-        "variants": count(len({row["variant"] for row in data.rows})),
-        "runs": count(len(data.rows)),
-        "hours": f"{sum(row['seconds'] for row in data.rows) / 3600:.1f}",
+        "variants": count(len({r["variant"] for r in data.rows} | {(r["experiment"], r["target"]) for r in paper})),
+        "runs": count(len(data.rows) + len(paper)),
+        "hours": f"{sum(row['seconds'] for row in data.rows + paper) / 3600:.1f}",
         "few": f"{mean(data.of('ours', min(PAIRS)).values()):.2f}",
         "all": spread(data.of("ours", max(PAIRS)).values()),
         "all.ensemble": spread(data.of("ours", max(PAIRS), key="ensemble").values()),
@@ -338,10 +338,14 @@ def form_table(data, original):
     return found
 
 
+def paper_rows():
+    return read_lines(RESULTS / "paper.jsonl")
+
+
 def paper_results():
     """{experiment: {targets: {seed: row}}} of the Noise2Noise paper's experiments; those that are complete."""
     found = {}
-    for row in read_lines(RESULTS / "paper.jsonl"):
+    for row in paper_rows():
         found.setdefault(row["experiment"], {}).setdefault(row["target"], {})[row["seed"]] = row
     return {name: targets for name, targets in found.items() if {"noisy", "clean"} <= targets.keys()}
 

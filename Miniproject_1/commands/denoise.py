@@ -54,7 +54,14 @@ def add_arguments(parser):
     parser.add_argument("--compare", type=Path, metavar="PAGE", help="also write a page to compare before and after")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist; never an input")
     add_range(parser, "values beyond them are clipped. Default, for each picture by itself: ")
-    parser.add_argument("--quality", type=int, default=DEFAULT_QUALITY, help="of JPEG and lossy WebP (default: 95)")
+    parser.add_argument(
+        "--quality",
+        type=int,
+        choices=range(1, 101),
+        metavar="1..100",
+        default=DEFAULT_QUALITY,
+        help="of JPEG and lossy WebP (default: 95)",
+    )
     add_limit(parser)
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
     parser.add_argument("--json", action="store_true", help="say it as JSON, one object a line and picture")
@@ -103,7 +110,7 @@ def share(text):
 
 def plan(inputs, out):
     """The jobs that the inputs make, in order. ValueError where two would write one file, or one its own input."""
-    one_file = len(inputs) == 1 and not inputs[0].is_dir() and not out.is_dir() and out.suffix.lower() in ENDINGS
+    one_file = len(inputs) == 1 and not inputs[0].is_dir() and not out.is_dir() and out.suffix
     if one_file:
         jobs = [Job(inputs[0], out)]
     else:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from Miniproject_1.commands.denoise import add_limit
+from Miniproject_1.commands.noise import level_of
 from Miniproject_1.commands.pairs import Scale, add_common_range, add_pairs, blocks, open_pairs
 from Miniproject_1.commands.weights import SHIPPED, add_device, load_model, predict_colours
 from Miniproject_1.model import blocks as whole_blocks
@@ -196,6 +197,7 @@ def inspect_pairs(pairs, try_weights=True, device=None):
     levels = [math.sqrt(max(0.0, variance * (1 + sign * noise.imbalance))) for sign in (1, -1)]
     findings = [
         on_level(levels),
+        on_shared(level_of([square[None] for square in first[:JUDGED]]), max(levels)),
         on_neighbours(noise.correlation, first.numel()),
         on_stripes(*line_correlation(first, second)),
         on_channels(channel_correlation(first, second)),
@@ -224,6 +226,17 @@ def on_level(levels):
             text += " By so much: is one a copy of the other with noise added, blurred, or clean? That is no pair."
         return Finding("noise", values, MIND, text)
     return Finding("noise", values, FINE, f"{said}: alike in both.")
+
+
+def on_shared(alone, level):
+    """Whether a picture by itself looks much noisier than the two differ; None where it does not."""
+    if alone <= 2 * level + 2:
+        return None
+    text = (
+        f"the first ones alone look like noise {alone:.1f}, and the two differ by noise {level:.1f} only: either they "
+        "share noise, as copies and JPEG files of one exposure do, which cannot be learnt, or have very fine texture."
+    )
+    return Finding("shared noise", {"alone": round(alone, 2), "pair": round(level, 2)}, MIND, text)
 
 
 def on_neighbours(correlation, count):
@@ -301,7 +314,8 @@ def on_exposure(pairs, level):
     spread = (means.square() - expected).mean(0).clamp(min=0).sqrt().max().item()
     values = {"mean": round(mean, 2), "drift": round(spread, 2)}
     said = f"mean difference {mean:+.2f}, {spread:.2f} from pair to pair, of 255"
-    limit = max(0.3, 0.05 * level)
+    chance = 3 * math.sqrt(expected.mean(0).max().item() / len(means))
+    limit = max(0.3, 0.05 * level, chance)
     if max(abs(mean), spread) <= limit:
         return Finding("exposure", values, FINE, f"{said}: the exposures agree.")
     verdict = BAD if max(abs(mean), spread) > max(1.0, 0.2 * level) else MIND

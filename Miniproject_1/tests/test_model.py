@@ -1002,6 +1002,13 @@ def test_the_first_weights_do_not_depend_on_the_default_dtype():
         torch.set_default_dtype(torch.float32)
 
 
+def test_seeds_are_whole_numbers_from_0():
+    numpy = pytest.importorskip("numpy")
+    assert torch.equal(weights(Model(width=8, seed=numpy.int64(3))), weights(Model(width=8, seed=3)))
+    with pytest.raises(ValueError, match="seed must be at least 0"):
+        Model(seed=-1)
+
+
 def test_names_of_files_may_be_as_long_as_the_system_takes(tmp_path):
     path = tmp_path / (80 * "模")  # 240 bytes
     Model(width=8).save(path)

@@ -553,6 +553,14 @@ def test_predictions_made_in_inference_mode_can_be_changed_outside():
     prediction.add_(1)
 
 
+def test_seeds_are_whole_numbers_from_0():
+    """-1 would be 1 to Python's generator."""
+    numpy = pytest.importorskip("numpy")
+    assert torch.equal(weights(small(seed=numpy.int64(3))), weights(small(seed=3)))
+    with pytest.raises(ValueError, match="seed must be at least 0"):
+        small(seed=-1)
+
+
 def test_rates_that_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match="lr >= 0"):
         ours.Recipe(lr=float("nan"))
