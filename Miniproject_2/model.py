@@ -1588,7 +1588,7 @@ class Model:
         Args:
             images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Another scale gives
                 a warning. Large ones go through the network in overlapping tiles: the memory needed is bounded, the
-                result that of the whole.
+                result of a single pass that of the whole.
             ensemble: True averages the predictions of several views of each image; see `views`. False predicts once;
                 None averages images up to 64 x 64.
 
@@ -1644,7 +1644,9 @@ class Model:
     def _predict_tiles(self, images, views, result):
         """Writes the prediction of (B, C, H, W) into `result`; only one tile at a time is on the model's device.
 
-        A tile is predicted with a margin as wide as the network's reach, so that its edges do not show.
+        A tile is predicted with a margin as wide as the network's reach, so that its edges do not show. Of a network
+        that is not equivariant, the turned views of a tile and of the whole may have other grids: sides that are no
+        multiples of 4 are filled up where the view ends.
         """
         height, width = images.shape[2:]
         margin, tile = self.network.reach, TILE if height * width > CHUNK else max(height, width)
@@ -1652,9 +1654,8 @@ class Model:
             for x in range(0, width, tile):
                 top, left = max(0, y - margin), max(0, x - margin)
                 noisy = images[:, :, top : y + tile + margin, left : x + tile + margin].to(self.device).float() / 255
-                noisy = pad_to_multiple(noisy, self.network.multiple)  # before it turns: all views have one grid
                 clean = sum(from_view(self.network.denoised(to_view(noisy, *view)), *view) for view in views)
-                clean = clean[:, :, y - top : min(y + tile, height) - top, x - left : min(x + tile, width) - left]
+                clean = clean[:, :, y - top : y - top + tile, x - left : x - left + tile]
                 result[:, :, y : y + tile, x : x + tile] = clean.mul(255 / len(views)).clamp_(0, 255)
 
 

@@ -537,16 +537,6 @@ def test_the_same_images_twice_are_warned_of():
             small().train(noisy_a, again)
 
 
-def test_tiles_have_the_grid_of_the_whole_in_every_view(monkeypatch):
-    """Of a network that is not equivariant, each view pads its own sides."""
-    images = torch.rand(1, 3, 45, 51) * 255
-    model = ours.Model(width=12, deep_width=12)
-    whole = model.predict(images, ensemble=True)
-    monkeypatch.setattr(ours, "CHUNK", 100)
-    monkeypatch.setattr(ours, "TILE", 16)
-    assert (model.predict(images, ensemble=True) - whole).abs().max() < 1e-2
-
-
 def test_predictions_made_in_inference_mode_can_be_changed_outside():
     with torch.inference_mode():
         prediction = small().predict(torch.full((1, 3, 8, 8), 9.0))
