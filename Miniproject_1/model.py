@@ -801,12 +801,15 @@ class Training:
         """Gradients of the loss, a mean over a batch of augmented pairs; returns the loss without its graph."""
         with self.autocast:
             prediction = forward_any_size(self.network, noisy_a)
-        if self.recipe.loss == "l2":
-            loss = noise2noise_loss(prediction.float(), noisy_a, noisy_b, self.recipe.variance_floor)
-        else:
-            loss = power_loss(prediction.float(), noisy_b, 1 if self.recipe.loss == "l1" else 2 * (1 - progress))
+        loss = self.loss(prediction.float(), noisy_a, noisy_b, progress)
         loss.backward()
         return loss.detach()
+
+    def loss(self, prediction, noisy_a, noisy_b, progress):
+        """The recipe's loss of a prediction from `noisy_a`."""
+        if self.recipe.loss == "l2":
+            return noise2noise_loss(prediction, noisy_a, noisy_b, self.recipe.variance_floor)
+        return power_loss(prediction, noisy_b, 1 if self.recipe.loss == "l1" else 2 * (1 - progress))
 
     def _update(self, lr_factor):
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):

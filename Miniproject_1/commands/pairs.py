@@ -6,7 +6,6 @@ Shapes: N pairs, C channels, H W image. Values are in [0, 255] wherever they are
 all files: `Scale` says which.
 """
 
-import math
 import sys
 from pathlib import Path
 
@@ -54,8 +53,7 @@ class Scale:
     """What is black and white, one range for all values of a type, so that pairs differ by their noise alone.
 
     Args:
-        given: (low, high) that the user chose, or None: that of `default_range`, the widest of the arrays that `decide`
-            is shown first.
+        given: (low, high) that the user chose, or None: for each type the widest that `decide` is shown first.
     """
 
     def __init__(self, given=None):
@@ -64,26 +62,25 @@ class Scale:
     def known(self, dtype):
         return self.given is not None or str(dtype) in self.ranges
 
-    def decide(self, arrays):
-        """Takes the ranges of some numpy arrays, of types that are not known yet, and says what nobody could know."""
+    def decide(self, ranges):
+        """Takes (type, range) of some values, of types that are not known yet, and says what nobody could know."""
         found = {}
-        for array in arrays:
-            if not self.known(array.dtype):
-                low, high = found.get(str(array.dtype), (math.inf, -math.inf))
-                one = default_range(array)
-                found[str(array.dtype)] = min(low, one[0]), max(high, one[1])
+        for dtype, (low, high) in ranges:
+            if not self.known(dtype):
+                lowest, highest = found.get(str(dtype), (low, high))
+                found[str(dtype)] = min(low, lowest), max(high, highest)
         self.ranges |= found
         for dtype, one in found.items():
             note = range_in_words(one, dtype)
             if note and is_first():
                 print(f"{dtype} values: {note}", file=sys.stderr)
 
-    def of(self, array):
-        """The range of the values of an array. ValueError where it does not go with what was decided."""
+    def of(self, array, own):
+        """The range of an array whose `default_range` is `own`. ValueError where that does not go with the others."""
         if self.given is not None:
             return self.given
-        low, high = self.ranges.get(str(array.dtype)) or default_range(array)
-        if array.dtype == "uint16" and default_range(array)[1] > high:
+        low, high = self.ranges.get(str(array.dtype), own)
+        if array.dtype == "uint16" and own[1] > high:
             raise ValueError(
                 f"it has values up to {array.max()}, others only up to {high}: give --range with the camera's white"
             )
@@ -161,15 +158,15 @@ class Reader:
         self.deciding, self.max_megapixels, self.scale, self.decided = deciding, max_megapixels, scale, False
 
     def __call__(self, path):
-        picture = read_picture(path, self.max_megapixels)
+        picture = read_picture(path, self.max_megapixels, self.scale.given)
         colours = picture.pixels[:, :, : picture.colours]
         if colours.dtype != "uint8" and not self.decided and not self.scale.known(colours.dtype):
             some = self.deciding[:: -(-len(self.deciding) // RANGED)]
             others = (read_picture(other, self.max_megapixels) for other in some)
-            self.scale.decide(other.pixels[:, :, : other.colours] for other in others)
+            self.scale.decide((other.pixels.dtype, other.value_range) for other in others)
             self.decided = True
         try:
-            picture.value_range = self.scale.of(colours)
+            picture.value_range = self.scale.of(colours, picture.value_range)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         return picture
@@ -404,8 +401,9 @@ def scaled(arrays, scale, clean=False):
             raise ValueError(f"all stacks must hold one type of values; got {arrays[0].dtype} and {other.dtype}")
     if arrays[0].dtype.kind == "f" and not all(numpy.isfinite(part).all() for part in arrays):
         raise ValueError("the stacks hold NaN or infinite values; replace them first")
-    scale.decide(arrays[-1:] if clean else arrays)
-    common = [scale.of(part) for part in arrays][-1]
+    own = [scale.given or default_range(part) for part in arrays]
+    scale.decide([(arrays[0].dtype, part_range) for part_range in (own[-1:] if clean else own)])
+    common = [scale.of(part, part_range) for part, part_range in zip(arrays, own, strict=True)][-1]
     if arrays[0].dtype == "uint8" and common == (0, 255):
         return [torch.from_numpy(numpy.array(part)) for part in arrays]
     return [to_255(torch.from_numpy(part.astype("float32")), common) for part in arrays]
