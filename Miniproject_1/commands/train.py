@@ -333,14 +333,14 @@ def run(options):
 def train(options):
     checkpoint = options.out.with_name(options.out.name + ".checkpoint")
     check_files(options, checkpoint)
-    scale = Scale(options.range)  # validation has that of training
+    scale = Scale(options.range)
     pairs = open_sources(options.sources, options.max_megapixels, scale)
-    validation = open_validation(options, scale) if options.validate else None
     singles = isinstance(pairs, Singles)
     if not options.no_inspect and is_first():
         look = look_at_singles if singles else warn
         look(pairs, options)
     learnt, held, unseen = held_out(squares(pairs), options.seed)
+    validation = open_validation(options, scale) if options.validate else None  # with the scale that training decided
     training = Run(make_model(options, learnt.first.shape[1]), learnt, options.seed)
     if validation:
         validate(training.model, validation, 1)  # what does not fit is told now, not after an epoch

@@ -471,6 +471,19 @@ def test_validation_has_the_range_of_training(tmp_path, capsys):
     assert said[0] == said[1]
 
 
+def test_validation_does_not_set_the_range_of_training(tmp_path, capsys):
+    """Files of pictures are read later than arrays are."""
+    numpy, tifffile = pytest.importorskip("numpy"), pytest.importorskip("tifffile")
+    clean, a, b = (part[0, 0].numpy() / 255 for part in data(1, 40))
+    for name, part in (("a", a), ("b", b)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", (part * 4095).round().astype("uint16"))
+    for name, part in (("dark", a / 5), ("clean", clean / 5)):
+        numpy.save(tmp_path / f"{name}.npy", (part[None, None] * 4095).round().astype("uint16"))
+    given = [f"{tmp_path}/a.tif", f"{tmp_path}/b.tif", "--epochs", "1", "-o", f"{tmp_path}/new.pth"]
+    assert main(["train", *given, "--validate", f"{tmp_path}/dark.npy", f"{tmp_path}/clean.npy"]) == 0
+    assert re.findall(r"(\d+) as white", capsys.readouterr().err) == ["4095"]
+
+
 def test_other_pictures_are_not_resumed(files, monkeypatch, capsys):
     def interrupted(self):
         raise KeyboardInterrupt
