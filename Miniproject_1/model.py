@@ -73,6 +73,7 @@ class Recipe:
     flips: bool = True  # flip at random
     transpose: bool = True  # also transpose at random, beside the flips: all of D4
     swap_pixels: bool | None = None  # swap the two noisy values of half the pixels; None: where `PairNoise` allows it
+    both_directions: bool | None = None  # learn b from a as well as a from b, in one step; None: where they are alike
     negatives: bool = True  # make half of the pairs negatives, which self-ensembles average over
     variance_floor: float | None = 0.002  # weight an image by 1 / (its noise variance + this); None, not l2: all alike
     loss: str = "l2"  # which removes noise of mean 0; "l1": of median 0, "l0": of mode 0, see `power_loss`
@@ -91,8 +92,9 @@ class Recipe:
             raise ValueError(f"Recipe needs an adam_lr above 0, or biases and the last layer never learn; got {self}")
 
     def decided(self, noise):
-        """The recipe for pairs with a `PairNoise`: whether their pixels are swapped is no longer open."""
-        return self if self.swap_pixels is not None else replace(self, swap_pixels=noise.exchangeable)
+        """The recipe for pairs with a `PairNoise`: what it left open is decided."""
+        measured = {"swap_pixels": noise.exchangeable, "both_directions": noise.alike}
+        return replace(self, **{name: value for name, value in measured.items() if getattr(self, name) is None})
 
 
 REPORT_RECIPE = Recipe(  # what the report that started this project trained its two networks with
@@ -105,6 +107,7 @@ REPORT_RECIPE = Recipe(  # what the report that started this project trained its
     ema_decay=0,
     transpose=False,
     swap_pixels=False,
+    both_directions=False,
     negatives=False,
     variance_floor=None,
 )
@@ -601,15 +604,23 @@ class PairNoise:
     errors: tuple
 
     @property
-    def exchangeable(self):
-        """Whether the noise is shown to be independent between pixels and alike in both images.
+    def alike(self):
+        """Whether the two images are shown to be equally noisy and bright: either may then be the other's target."""
+        return self._shown("imbalance", "offset")
 
-        The two values of a pixel may then be swapped. Each number has to be below its limit by two standard errors:
-        with few pixels the answer is no, which costs little; a wrong yes ruins the training.
+    @property
+    def exchangeable(self):
+        """Whether the noise is also shown to be independent between pixels: their two values may then be swapped."""
+        return self.alike and self._shown("correlation", "line_correlation")
+
+    def _shown(self, *names):
+        """Whether numbers are below their limits by two standard errors.
+
+        With few pixels the answer is no, which costs little; a wrong yes ruins the training.
         """
-        values = (self.correlation, self.line_correlation, self.imbalance, self.offset)
-        limits = (0.05, 0.01, 0.1, 0.1)
-        return all(abs(v) + 2 * e <= limit for v, e, limit in zip(values, self.errors, limits, strict=True))
+        limits = {"correlation": 0.05, "line_correlation": 0.01, "imbalance": 0.1, "offset": 0.1}
+        errors = dict(zip(limits, self.errors, strict=True))
+        return all(abs(getattr(self, name)) + 2 * errors[name] <= limits[name] for name in names)
 
 
 def measure_noise(noisy_a, noisy_b):
@@ -687,13 +698,18 @@ def ratio(numerators, denominators):
 
 
 def augment(noisy_a, noisy_b, recipe, generator):
-    """Random symmetries, and what else the recipe asks for, alike for both images of each pair (B, C, H, W)."""
+    """Random symmetries, and what else the recipe asks for, alike for both images of each pair (B, C, H, W).
+
+    In both directions there are 2 B pairs: the targets' noise, most of what the gradients differ by, is averaged.
+    """
     if recipe.flips:
         noisy_a, noisy_b = flip_and_transpose(noisy_a, noisy_b, generator, recipe.transpose)
     if recipe.swap_pixels:
         noisy_a, noisy_b = swap_pixels(noisy_a, noisy_b, generator)
     if recipe.negatives:
         noisy_a, noisy_b = half_negative(noisy_a, noisy_b, generator)
+    if recipe.both_directions:
+        noisy_a, noisy_b = torch.cat([noisy_a, noisy_b]), torch.cat([noisy_b, noisy_a])
     return noisy_a, noisy_b
 
 
@@ -1190,7 +1206,8 @@ class Model:
             its mean is 0. A brightness that differs between the images is learnt as well, with a warning; clipped
                 noise leaves its bias near black and white. For the recipe's loss "l1" its median is 0, for "l0" its
                 mode: nothing warns where it is not.
-            Independent between pixels and alike in both images: measured, see `noise`; pixels are swapped only then.
+            Alike in both images: measured, see `noise`; else only b is learnt from a, not a from b. Independent between
+                pixels: measured, too; values are swapped only then.
             It has no direction: an equivariant network treats rows and columns alike, and cannot learn to remove the
                 stripes of one direction alone. For these take `Model(equivariant=False)`.
             It is much the same in negatives: half of the pairs become negatives. Noise that depends on brightness is

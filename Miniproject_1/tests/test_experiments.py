@@ -12,7 +12,7 @@ from Miniproject_1.others import data, experiments
 
 RESULTS = Path(experiments.__file__).resolve().parents[2] / "report" / "results" / "project_1.jsonl"
 
-ROW = {"variant": "ours", "pairs": 10, "epochs": 1, "parameters": 5000, "multiply_adds": 7_000_000}
+ROW = {"variant": "one direction", "pairs": 10, "epochs": 1, "parameters": 5000, "multiply_adds": 7_000_000}
 ROW |= {"ensemble": 25.0, "seconds": 2.0}
 
 
@@ -142,7 +142,7 @@ def test_table_has_the_standard_errors_of_the_seeds_and_puts_the_best_first():
     rows.append(ROW | {"seed": 9, "variant": "other", "pairs": 20, "single": 20.0})
     lines = experiments.table(rows).splitlines()
     assert lines[2] == "| better | 5,000 | 7 M | 10 | 1 | 3 | 27.000 ± 0.577 | +1.000 ± 0.000 | 25.000 | 2 |"
-    assert lines[3] == "| ours | 5,000 | 7 M | 10 | 1 | 4 | 25.500 ± 0.645 |  | 25.000 | 2 |"
+    assert lines[3] == "| one direction | 5,000 | 7 M | 10 | 1 | 4 | 25.500 ± 0.645 |  | 25.000 | 2 |"
     assert lines[4] == "| other | 5,000 | 7 M | 20 | 1 | 1 | 20.000 |  | 25.000 | 2 |"
     assert len(lines) == 5 and lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
 

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from Miniproject_1 import model as project
-from Miniproject_1.model import NETWORKS, REPORT_RECIPE, Model, Recipe
+from Miniproject_1.model import NETWORKS, REPORT_RECIPE, Model, Recipe, Training
 
 ROOT = Path(__file__).resolve().parents[2]
 find_device = project.default_device
@@ -402,6 +403,7 @@ def test_bfloat16_learns_as_well(monkeypatch, network, sizes):
         {"flips": False},
         {"transpose": False},
         {"swap_pixels": True},
+        {"both_directions": False},
         {"negatives": False},
         {"variance_floor": None},
         {"loss": "l1"},
@@ -791,7 +793,7 @@ def test_training_state_continues_exactly():
     recipe, a = Recipe(), torch.rand(8, 3, 8, 8)
 
     def begin():
-        return project.Training(Model(width=8).network, recipe, seed=3)
+        return Training(Model(width=8).network, recipe, seed=3)
 
     straight, first = begin(), begin()
     for _ in range(6):
@@ -951,6 +953,32 @@ def test_pixels_are_swapped_where_the_noise_allows_it(noise, swapped, monkeypatc
         assert bool(calls) is forced
 
 
+def test_both_directions_turn_each_pair_round():
+    recipe = Recipe(swap_pixels=True, both_directions=True)
+    a, b = noisy_versions(smooth_images(8))
+    inputs, targets = project.augment(a, b, recipe, torch.Generator().manual_seed(0))
+    once = project.augment(a, b, replace(recipe, both_directions=False), torch.Generator().manual_seed(0))
+    assert torch.equal(inputs, torch.cat(once)) and torch.equal(targets, torch.cat(once[::-1]))
+
+
+@pytest.mark.parametrize(
+    ("shift", "factor", "both"), [(0, 1, True), (0, 2, False), (20, 1, False)], ids=["alike", "noisier", "brighter"]
+)
+@pytest.mark.filterwarnings("ignore:noisy_a and noisy_b differ in brightness")
+def test_pairs_are_learnt_in_both_directions_where_they_are_alike(shift, factor, both, monkeypatch):
+    clean, seen = smooth_images(128), []
+    original = Training.backward
+    monkeypatch.setattr(Training, "backward", lambda self, a, *x: seen.append(len(a)) or original(self, a, *x))
+    pairs = clean + blurred(clean.shape, 1), clean + factor * blurred(clean.shape, 2) + shift
+    model = Model(width=8, recipe=Recipe(batch_size=16, min_steps=1, min_pairs=0))
+    model.train(*pairs, 1)
+    assert seen == 8 * [32 if both else 16] and model.noise.alike is both and model.pairs_seen == 128
+    for forced in (True, False):
+        seen.clear()
+        Model(width=8, recipe=replace(model.recipe, both_directions=forced)).train(*pairs, 1)
+        assert seen == 8 * [32 if forced else 16]
+
+
 def test_correlated_noise_is_removed_as_well():
     clean = smooth_images(128)
     a, b = (clean + blurred(clean.shape, seed) for seed in (1, 2))
@@ -1045,7 +1073,7 @@ def test_values_of_another_scale_give_a_warning(scale, dtype, warned):
 @pytest.mark.parametrize("channels", [1, 3, 7])
 def test_layers_of_images_learn_by_adam_for_any_number_of_channels(network, channels):
     model = Model(network, in_channels=channels, width=16)
-    training = project.Training(model.network, Recipe(), 0)
+    training = Training(model.network, Recipe(), 0)
     muon, adam = ({id(p) for p in optimizer.param_groups[0]["params"]} for optimizer in training.optimizers)
     weights = [p for p in model.network.parameters() if p.ndim == 4]
     of_images = [p for p in weights if id(p) in adam]
