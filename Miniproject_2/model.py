@@ -94,12 +94,13 @@ class Recipe:
     optimiser: str = "muon"  # or "adam", "sgd"
     lr: float | None = None  # at the peak, for weights that have seen no pairs; None: that of RATES
     momentum: float = 0.95  # of Muon and SGD
-    batch_size: int = 32  # pairs of 32 x 32 a step; larger images: as many as have the same number of pixels
+    batch_size: int = 16  # pairs of 32 x 32 a step; larger images: as many as have the same number of pixels
     min_batch_size: int = 4  # short trainings take smaller batches, to have ...
     min_steps: int = 1000  # ... about this many steps
     min_pairs: int = 2_000  # of 32 x 32, for fresh weights: fewer are passed over more often, at most MOST_PASSES times
     ema_share: float = 0.05  # share of the steps that the moving average of the weights spans; 0: the last weights
     swap_pixels: bool | None = None  # swap the two noisy values of half the pixels; None: where `PairNoise` allows it
+    both_directions: bool | None = None  # learn b from a as well as a from b, in one step; None: where they are alike
 
     def __post_init__(self):
         if self.optimiser not in ("muon", "adam", "sgd"):
@@ -110,6 +111,11 @@ class Recipe:
             whole_number(getattr(self, name), name, 1)
         if not self.lr >= 0 or not 0 <= self.ema_share <= 1:
             raise ValueError(f"Recipe needs an lr >= 0 and an ema_share in [0, 1]; got {self}")
+
+    def decided(self, noise):
+        """The recipe for pairs with a `PairNoise`: what it left open is decided."""
+        measured = {"swap_pixels": noise.exchangeable, "both_directions": noise.alike}
+        return replace(self, **{name: value for name, value in measured.items() if getattr(self, name) is None})
 
 
 RATES = {"muon": 1.5e-2, "adam": 1e-3, "sgd": 1.0}  # what each optimiser learns well with
@@ -1149,15 +1155,23 @@ class PairNoise:
     errors: tuple
 
     @property
-    def exchangeable(self):
-        """Whether the noise is shown to be independent between pixels and alike in both images.
+    def alike(self):
+        """Whether the two images are shown to be equally noisy and bright: either may then be the other's target."""
+        return self._shown("imbalance", "offset")
 
-        The two values of a pixel may then be swapped. Each number has to be below its limit by two standard errors:
-        with few pixels the answer is no, which costs little; a wrong yes ruins the training.
+    @property
+    def exchangeable(self):
+        """Whether the noise is also shown to be independent between pixels: their two values may then be swapped."""
+        return self.alike and self._shown("correlation", "line_correlation")
+
+    def _shown(self, *names):
+        """Whether numbers are below their limits by two standard errors.
+
+        With few pixels the answer is no, which costs little; a wrong yes ruins the training.
         """
-        values = (self.correlation, self.line_correlation, self.imbalance, self.offset)
-        limits = (0.05, 0.01, 0.1, 0.1)
-        return all(abs(v) + 2 * e <= limit for v, e, limit in zip(values, self.errors, limits, strict=True))
+        limits = {"correlation": 0.05, "line_correlation": 0.01, "imbalance": 0.1, "offset": 0.1}
+        errors = dict(zip(limits, self.errors, strict=True))
+        return all(abs(getattr(self, name)) + 2 * errors[name] <= limits[name] for name in names)
 
 
 def measure_noise(noisy_a, noisy_b):
@@ -1235,10 +1249,17 @@ def ratio(numerators, denominators):
 
 
 def augment(noisy_a, noisy_b, recipe, generator):
-    """A random symmetry, and what else the recipe asks for, alike for both images of each pair (B, C, H, W)."""
+    """A random symmetry, and what else the recipe asks for, alike for both images of each pair (B, C, H, W).
+
+    In both directions there are 2 B pairs: the targets' noise, most of what the gradients differ by, is averaged.
+    """
     element = D4[generator.randrange(8)]
     noisy_a, noisy_b = apply_d4(noisy_a, element), apply_d4(noisy_b, element)
-    return swap_pixels(noisy_a, noisy_b, generator) if recipe.swap_pixels else (noisy_a, noisy_b)
+    if recipe.swap_pixels:
+        noisy_a, noisy_b = swap_pixels(noisy_a, noisy_b, generator)
+    if recipe.both_directions:
+        noisy_a, noisy_b = cat([noisy_a, noisy_b]), cat([noisy_b, noisy_a])
+    return noisy_a, noisy_b
 
 
 def swap_pixels(noisy_a, noisy_b, generator):
@@ -1539,7 +1560,8 @@ class Model:
         What is assumed of the noise, beside its independence in the two images:
             its mean is 0. A brightness that differs between the images is learnt as well, with a warning; clipped
                 noise leaves its bias near black and white.
-            Independent between pixels and alike in both images: measured, see `noise`; pixels are swapped only then.
+            Alike in both images: measured, see `noise`; else only b is learnt from a, not a from b. Independent between
+                pixels: measured, too; values are swapped only then.
             It has no direction: an equivariant network treats rows and columns alike, and cannot learn to remove the
                 stripes of one direction alone. For these take `Model(width=100, deep_width=196)`, which is not.
             Pictures look alike in other views, such as their negatives: measured, see `choose_views`.
@@ -1554,9 +1576,7 @@ class Model:
         pairs = Pairs(noisy_a, noisy_b, self.device)
         self.noise = measure_noise(pairs.noisy_a, pairs.noisy_b)
         warn_of_offset(self.noise)
-        recipe = self.recipe
-        if recipe.swap_pixels is None:
-            recipe = replace(recipe, swap_pixels=self.noise.exchangeable)
+        recipe = self.recipe.decided(self.noise)
         epochs = max(epochs, least_epochs(pairs, recipe, self.pairs_seen))
         batch_size = self._batch_size(pairs, epochs)
         steps = epochs * math.ceil(len(pairs) / batch_size)

@@ -32,7 +32,8 @@ def adam(lr):
 
 
 VARIANTS = {
-    "ours": Variant(),
+    "ours": Variant(recipe={"both_directions": None}),
+    experiments.BASE: Variant(),
     "SGD 0.5, momentum 0.9": sgd(0.5),
     "SGD 1, momentum 0.9": sgd(1.0),
     "SGD 2, momentum 0.9": sgd(2.0),
@@ -43,7 +44,7 @@ VARIANTS = {
     "Muon 3e-2": Variant(recipe={"lr": 3e-2}),
     "no pixel swap": Variant(recipe={"swap_pixels": False}),
     "no averaging": Variant(recipe={"ema_share": 0.0}),
-    "few pairs over again": Variant(recipe={"min_pairs": Recipe.min_pairs}),
+    "few pairs over again": Variant(recipe={"both_directions": None, "min_pairs": Recipe.min_pairs}),
     "kernel 2": Variant({"kernel": 2}),
     "kernel 6": Variant({"kernel": 6}),
     "upsampling kernel 2": Variant({"up_kernel": 2}),
@@ -52,13 +53,13 @@ VARIANTS = {
     "64 / 128 channels": Variant({"width": 64, "deep_width": 128}),
     "128 / 256 channels": Variant({"width": 128, "deep_width": 256}),
     "100 / 196 channels, not equivariant": Variant({"width": 100, "deep_width": 196}),
-    "batch 16": Variant(recipe={"batch_size": 16}),
-    "batch 64": Variant(recipe={"batch_size": 64}),
+    "batch 8": Variant(recipe={"batch_size": 8}),
+    "batch 32": Variant(recipe={"batch_size": 32}),
 }
 
 
 def make_model(variant, seed):
-    recipe = Recipe(**{"min_pairs": 0, **variant.recipe})  # as many passes as are asked for
+    recipe = Recipe(**{"min_pairs": 0, "both_directions": False, **variant.recipe})  # as many passes as are asked for
     return Model(seed=seed, recipe=recipe, **variant.sizes)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -503,6 +504,33 @@ def test_pixels_are_swapped_where_the_noise_allows_it(monkeypatch, asked, white)
     assert model.noise is None
     model.train(noisy_a, noisy_b)
     assert bool(swapped) is (white if asked is None else asked) and model.noise.exchangeable is white
+
+
+def test_both_directions_turn_each_pair_round():
+    a, b, _ = pictures(8, 16, 16)
+    recipe = ours.Recipe(swap_pixels=True, both_directions=True)
+    inputs, targets = ours.augment(a, b, recipe, random.Random(0))
+    once = ours.augment(a, b, replace(recipe, both_directions=False), random.Random(0))
+    assert torch.equal(inputs, torch.cat(once)) and torch.equal(targets, torch.cat(once[::-1]))
+
+
+@pytest.mark.parametrize(
+    ("shift", "factor", "both"), [(0, 1, True), (0, 2, False), (20, 1, False)], ids=["alike", "noisier", "brighter"]
+)
+@pytest.mark.filterwarnings("ignore:noisy_a and noisy_b differ in brightness")
+def test_pairs_are_learnt_in_both_directions_where_they_are_alike(shift, factor, both, monkeypatch):
+    clean, seen = pictures(128, 16, 16)[2], []
+    original = ours.Network.prepared
+    a, b = (clean + noise for noise in (blurred(50 * torch.randn(clean.shape)) for _ in range(2)))
+    b = clean + factor * (b - clean) + shift
+    monkeypatch.setattr(ours.Model, "choose_views", lambda *pairs: None)
+    monkeypatch.setattr(ours.Network, "prepared", lambda self, x: seen.append(len(x)) or original(self, x))
+    for asked in (None, True, False):
+        seen.clear()
+        model = small(recipe=ours.Recipe(batch_size=4, min_steps=1, min_pairs=0, both_directions=asked))
+        model.train(a, b)
+        assert model.noise.alike is both and model.pairs_seen == 128
+        assert seen == 8 * [32 if (both if asked is None else asked) else 16]
 
 
 def blurred(noise):
