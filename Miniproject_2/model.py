@@ -4,9 +4,9 @@
     model.load_pretrained_model()              # or: model.train(noisy_a, noisy_b, epochs=1)
     clean = model.predict(noisy)               # (N, 3, H, W) in [0, 255], any H x W
 
-Measured on 1,000 validation images in the grader's PSNR (mean over images; the noisy ones have 20.88 dB), on two cores
-of an AMD EPYC (AVX-512) with torch 2.13.0: bestmodel.pth 25.80 dB in a single pass, 25.86 dB with self-ensemble; a
-fresh `Model` after one epoch of 50,000 pairs 25.60 and 25.66 dB, in 115 to 120 s.
+Measured on 1,000 validation images in the grader's PSNR (mean over images; the noisy ones have 20.88 dB) with torch
+2.13.0: bestmodel.pth 25.80 dB in a single pass, 25.86 dB with self-ensemble; a fresh `Model` after one epoch of 50,000
+pairs 25.69 and 25.75 dB (three seeds), in 193 s on two cores of an Intel Xeon.
 
 Only `empty`, `cat`, `arange`, `fold` and `unfold` are imported from torch; everything else is tensor methods
 and the standard library. Every block has a `forward`, and a `backward` that is the transpose of its linear

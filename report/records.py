@@ -16,7 +16,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-BASE = 7800  # pairs of the comparisons with two seeds
+BASE = 7800  # pairs of the comparisons of variants
+ONE = "one direction"  # what the variants differ from: ours at half the work
 
 RENAMED = {  # rows recorded before the settings got their present names
     "no exchange": "no pixel swap",
@@ -65,7 +66,7 @@ class Trainings:
                 found.setdefault(row["seed"], row[key])
         return found
 
-    def differences(self, variant, pairs=BASE, base="ours", key="single", epochs=1):
+    def differences(self, variant, pairs=BASE, base=ONE, key="single", epochs=1):
         """Of the seeds that both have in the same file."""
         scores = {}
         for row in self.rows:
@@ -76,9 +77,6 @@ class Trainings:
     def repeated(self, variant, pairs):
         """The numbers of passes, more than one, over so many pairs."""
         return sorted({r["epochs"] for r in self.rows if (r["variant"], r["pairs"]) == (variant, pairs)} - {1})
-
-    def seeds(self, pairs=BASE):
-        return len(self.of("ours", pairs))
 
 
 def mean(values):
@@ -157,18 +155,18 @@ ABLATIONS = [  # (variant, how the figure calls it), by what they change
     ("means of 7 noisy targets", "means of 7 draws as targets"),
     ("clean targets", "clean targets"),
 ]
-WIDTHS = [("width 24", 24), ("width 32", 32), ("ours", 40), ("width 48", 48), ("width 64", 64)]
+WIDTHS = [("width 24", 24), ("width 32", 32), (ONE, 40), ("width 48", 48), ("width 64", 64)]
 DRAWS = [
-    ("ours", 1),
+    (ONE, 1),
     ("means of 3 noisy targets", 3),
     ("means of 7 noisy targets", 7),
     ("means of 15 noisy targets", 15),
 ]
-PHOTOS = [("an eighth of the photos", 0.125), ("half of the photos", 0.5), ("ours", 1.0)]
+PHOTOS = [("an eighth of the photos", 0.125), ("half of the photos", 0.5), (ONE, 1.0)]
 PAIRS = (500, 1000, 2000, 4000, 7800, 15600, 50000)
-MUON = [("Muon 1e-3", 1e-3), ("Muon 2e-3", 2e-3), ("ours", 4e-3), ("Muon 8e-3", 8e-3)]
+MUON = [("Muon 1e-3", 1e-3), ("Muon 2e-3", 2e-3), (ONE, 4e-3), ("Muon 8e-3", 8e-3)]
 ADAM = [(f"Adam alone {text}", float(text)) for text in ("1e-3", "2e-3", "4e-3", "8e-3")]
-BATCHES = [("batch 8", 8), ("ours", 16), ("batch 32", 32)]
+BATCHES = [("batch 8", 8), (ONE, 16), ("batch 32", 32)]
 FEW, AGAIN = (104, 500, 1000), "few pairs over again"
 SHORT = {"images weighted alike": "no weighting", "no pixel swap": "no swap"}  # where there is little room
 SETTINGS = ("no pixel swap", "images weighted alike", "no averaging", "no negatives")  # of the recipe
@@ -193,7 +191,8 @@ def first_facts():
     data, known, paper = Trainings(1), measured(), paper_rows()
     noise, scores, networks, original = known["noise"], known["scores"], known["networks"], field()["original"]
     result = noise_facts(noise, known["sampling"])
-    for name, variant in (("unet", UNET), ("n2n", NOISE2NOISE), ("ours", "ours"), ("clean", "clean targets")):
+    bases = {"unet": UNET, "n2n": NOISE2NOISE, "ours": "ours", "one": ONE, "clean": "clean targets"}
+    for name, variant in bases.items():
         result[f"{name}.base"] = spread(data.of(variant).values())
         result[f"{name}.base.ensemble"] = spread(data.of(variant, key="ensemble").values())
     for variant, label in ABLATIONS:
@@ -220,7 +219,8 @@ def first_facts():
         "pairs.all": count(max(PAIRS)),
         "pairs.small": count(RECIPE_RUNS[-1]["pairs"]),
         "epochs.small": str(RECIPE_RUNS[-1]["epochs"]),
-        "n.base": str(data.seeds()),
+        "n.base": str(len(data.differences(ABLATIONS[0][0]))),
+        "n.rates": " or ".join(str(n) for n in sorted({len(data.of(name)) for name, _ in MUON + ADAM + BATCHES})),
         "widths": ", ".join(str(width) for _, width in WIDTHS),
         "diff.width 24": spread(data.differences("width 24"), 2, "+"),
         "diff.noisy": spread([-value for value in data.differences("clean targets")], 2, "+"),
@@ -231,14 +231,17 @@ def first_facts():
         "late.SiLU": spread(data.differences("SiLU", max(PAIRS)), 2, "+"),
         "late.gates": spread(data.differences("gates", max(PAIRS)), 2, "+"),
         "n.late": str(len(data.differences("SiLU", max(PAIRS)))),
-        "seeds.base": {2: "two", 3: "three"}.get(data.seeds(), str(data.seeds())),
         "variants": count(len({r["variant"] for r in data.rows} | {(r["experiment"], r["target"]) for r in paper})),
         "runs": count(len(data.rows) + len(paper)),
         "hours": f"{sum(row['seconds'] for row in data.rows + paper) / 3600:.1f}",
         "few": f"{mean(data.of('ours', min(PAIRS)).values()):.2f}",
         "all": spread(data.of("ours", max(PAIRS)).values()),
         "all.ensemble": spread(data.of("ours", max(PAIRS), key="ensemble").values()),
-        "all.seconds": f"{data.of('ours', max(PAIRS), key='seconds')[0]:.0f}",
+        "all.seconds": f"{mean(data.of('ours', max(PAIRS), key='seconds').values()):.0f}",
+        "all.one": spread(data.of(ONE, max(PAIRS)).values()),
+        "both": spread(data.differences("ours", max(PAIRS)), 2, "+"),
+        "both.base": spread(data.differences("ours"), 2, "+"),
+        "both.seconds": f"{mean(data.differences('ours', max(PAIRS), key='seconds')):.0f}",
         "all.clean": spread(data.of("clean targets", max(PAIRS)).values()),
         "width.small": spread(data.of("width 24").values()),
         "width.large": spread(data.of("width 64").values()),
@@ -462,12 +465,13 @@ def first_tables():
         trained("original's U-Net", UNET, BASE, size["unet"]),
         trained("original's Noise2Noise", NOISE2NOISE, BASE, size["noise2noise"]),
         trained("ours", "ours", BASE, size["ours"]),
-        trained("ours, clean targets", "clean targets", BASE, size["ours"]),
+        trained("one direction, clean targets", "clean targets", BASE, size["ours"]),
         trained("ours", "ours", max(PAIRS), size["ours"]),
-        trained("ours, clean targets", "clean targets", max(PAIRS), size["ours"]),
+        trained("one direction", ONE, max(PAIRS), size["ours"]),
+        trained("one direction, clean targets", "clean targets", max(PAIRS), size["ours"]),
         *(
-            trained(f"ours, {epochs} passes", "ours", max(PAIRS), size["ours"], epochs)
-            for epochs in data.repeated("ours", max(PAIRS))[-1:]
+            trained(f"one direction, {epochs} passes", ONE, max(PAIRS), size["ours"], epochs)
+            for epochs in data.repeated(ONE, max(PAIRS))[-1:]
         ),
         [
             "ours, shipped",
@@ -547,7 +551,7 @@ def few_table(data):
     for pairs in FEW:
         once, again = (list(data.of(variant, pairs).values()) for variant in ("ours", AGAIN))
         if once and again:
-            gain = data.differences(AGAIN, pairs)
+            gain = data.differences(AGAIN, pairs, base="ours")
             found.append([count(pairs), spread(once), spread(again), str(len(gain)), spread(gain, 2, "+")])
     return found
 
@@ -632,6 +636,9 @@ def second_facts():
         "batch": str(bench["batch"]),
         "load": f"{bench['load']:.0f}",
     }
+    both = data.differences("ours", max(PAIRS))
+    if both:
+        result |= {"both": spread(both, 2, "+"), "n.both": str(len(both)), "pairs.all": count(max(PAIRS))}
     result |= {f"rounding.{name.replace(' ', '.')}": str(value) for name, value in rounding["passed"].items()}
     for name, entry in bench["blocks"].items():
         result[f"ratio.{name}"] = f"{entry['together']:.2f}"
@@ -737,7 +744,8 @@ def readme_table():
     """The Markdown between the README's two markers."""
     data, known = Trainings(1), measured()
     scores, noise = known["scores"], known["noise"]
-    fresh = [fresh_line(data, max(PAIRS), epochs) for epochs in (1, *data.repeated("ours", max(PAIRS))[-1:])]
+    fresh = [fresh_line(data, max(PAIRS))]
+    fresh += [fresh_line(data, max(PAIRS), epochs, ONE) for epochs in (1, *data.repeated(ONE, max(PAIRS))[-1:])]
     lines = [
         f"| on {count(scores['images'])} validation images (noisy: {noise['psnr']:.2f} dB) "
         "| single pass | self-ensemble |",
@@ -795,13 +803,14 @@ def speed_lines(speed, precision):
 def fresh_lines(data):
     """The training of project 2 with most pairs, where one is recorded."""
     pairs = max((row["pairs"] for row in data.rows if row["variant"] == "ours"), default=0)
-    return [fresh_line(data, pairs, 1)] if pairs else []
+    return [fresh_line(data, pairs)] if pairs else []
 
 
-def fresh_line(data, pairs, epochs):
-    single, ensemble = (list(data.of("ours", pairs, epochs, key).values()) for key in ("single", "ensemble"))
-    passes = "one epoch" if epochs == 1 else f"{epochs} epochs"
-    name = f"ours, fresh, {passes} of {'' if epochs == 1 else 'the same '}{count(pairs)} pairs, n = {len(single)}"
+def fresh_line(data, pairs, epochs=1, variant="ours"):
+    single, ensemble = (list(data.of(variant, pairs, epochs, key).values()) for key in ("single", "ensemble"))
+    passes = "one epoch of" if epochs == 1 else f"{epochs} epochs of the same"
+    how = "" if variant == "ours" else f"{variant}, "
+    name = f"ours, fresh, {how}{passes} {count(pairs)} pairs, n = {len(single)}"
     return f"| {name} | {spread(single)} dB | {spread(ensemble)} dB |"
 
 

@@ -92,10 +92,17 @@ def add_range(parser, more):
 def add_limit(parser):
     parser.add_argument(
         "--max-megapixels",
-        type=float,
+        type=megapixels,
         default=DEFAULT_MEGAPIXELS,
         help=f"refuse larger pictures before they are decoded (default: {DEFAULT_MEGAPIXELS})",
     )
+
+
+def megapixels(text):
+    value = float(text)
+    if not value > 0:  # nor NaN, which no picture exceeds
+        raise ValueError(text)
+    return value
 
 
 def share(text):

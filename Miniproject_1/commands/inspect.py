@@ -221,7 +221,7 @@ def on_level(levels):
     if max(levels) < 0.5:
         return Finding("noise", values, MIND, f"{said}: hardly any noise to remove; are these the noisy pictures?")
     if ratio > 1.3:
-        text = f"{said}: not alike. Noise2Noise allows that; `train` does not swap their pixels then."
+        text = f"{said}: not alike. Noise2Noise allows that; `train` then learns the second ones from the first alone."
         if ratio > 3:
             text += " By so much: is one a copy of the other with noise added, blurred, or clean? That is no pair."
         return Finding("noise", values, MIND, text)

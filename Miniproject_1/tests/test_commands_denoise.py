@@ -225,7 +225,9 @@ def test_missing_weights_name_the_others(tmp_path, capsys, monkeypatch):
     assert "no weights file 'nothing.pth'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--strength", "1.5"], ["--strength", "much"], ["--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments", [["--strength", "1.5"], ["--strength", "much"], ["--max-megapixels", "nan"], ["--nonsense"]]
+)
 def test_wrong_calls_end_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["denoise", "a.png", "-o", "b.png", *arguments])
