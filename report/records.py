@@ -191,8 +191,7 @@ def first_facts():
     data, known, paper = Trainings(1), measured(), paper_rows()
     noise, scores, networks, original = known["noise"], known["scores"], known["networks"], field()["original"]
     result = noise_facts(noise, known["sampling"])
-    bases = {"unet": UNET, "n2n": NOISE2NOISE, "ours": "ours", "one": ONE, "clean": "clean targets"}
-    for name, variant in bases.items():
+    for name, variant in (("unet", UNET), ("n2n", NOISE2NOISE), ("ours", "ours"), ("clean", "clean targets")):
         result[f"{name}.base"] = spread(data.of(variant).values())
         result[f"{name}.base.ensemble"] = spread(data.of(variant, key="ensemble").values())
     for variant, label in ABLATIONS:
@@ -238,7 +237,6 @@ def first_facts():
         "all": spread(data.of("ours", max(PAIRS)).values()),
         "all.ensemble": spread(data.of("ours", max(PAIRS), key="ensemble").values()),
         "all.seconds": f"{mean(data.of('ours', max(PAIRS), key='seconds').values()):.0f}",
-        "all.one": spread(data.of(ONE, max(PAIRS)).values()),
         "both": spread(data.differences("ours", max(PAIRS)), 2, "+"),
         "both.base": spread(data.differences("ours"), 2, "+"),
         "both.seconds": f"{mean(data.differences('ours', max(PAIRS), key='seconds')):.0f}",

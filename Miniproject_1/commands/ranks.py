@@ -35,7 +35,7 @@ def process_group(device=None):
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=LONGEST_WAIT)
     try:
         yield device
-        dist.barrier()  # one that leaves early can abort those that still talk to it
+        wait_for_others()  # one that leaves early can abort those that still talk to it
     finally:
         dist.destroy_process_group()
 

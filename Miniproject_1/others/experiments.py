@@ -253,11 +253,11 @@ def grid(title, name):
     }
 
 
-BASE = "one direction"  # ours at half the work: each other variant differs from it in one thing
+ONE = "one direction"  # ours at half the work: each other variant differs from it in one thing
 
 VARIANTS = {
     "ours": Variant({"both_directions": None}),
-    BASE: Variant(),
+    ONE: Variant(),
     "the report's U-Net and recipe": of_the_report("unet"),
     "the report's Noise2Noise network and recipe": of_the_report("noise2noise"),
     **grid("U-Net", "unet"),
@@ -460,17 +460,17 @@ def run_all(options, variants, run):
 def table(rows):
     """A Markdown table: a line for each variant and number of pairs, means over its n seeds, the best first.
 
-    The single pass comes with its standard error over the seeds. The difference to BASE is taken over the seeds that
+    The single pass comes with its standard error over the seeds. The difference to ONE is taken over the seeds that
     the two have in common: most of what a seed changes, it changes for both.
     """
     groups = {}
     for row in rows:
         groups.setdefault((row["pairs"], row["epochs"]), {}).setdefault(row["variant"], []).append(row)
-    head = f"variant | parameters | multiply-adds | pairs | epochs | n | single pass | to {BASE} | self-ensemble | s"
+    head = f"variant | parameters | multiply-adds | pairs | epochs | n | single pass | to {ONE} | self-ensemble | s"
     lines = [f"| {head} |\n{10 * '|---'}|"]
     for _, variants in sorted(groups.items()):
         by_score = sorted(variants.values(), key=lambda rows: -statistics.fmean(values(rows, "single")))
-        lines += [table_line(rows, variants.get(BASE, [])) for rows in by_score]
+        lines += [table_line(rows, variants.get(ONE, [])) for rows in by_score]
     return "\n".join(lines)
 
 

@@ -33,7 +33,7 @@ def adam(lr):
 
 VARIANTS = {
     "ours": Variant(recipe={"both_directions": None}),
-    experiments.BASE: Variant(),
+    experiments.ONE: Variant(),
     "SGD 0.5, momentum 0.9": sgd(0.5),
     "SGD 1, momentum 0.9": sgd(1.0),
     "SGD 2, momentum 0.9": sgd(2.0),

@@ -19,7 +19,7 @@ EMA_STEPS = 1_000
 
 def parse_arguments(arguments=None):
     parser = shared_parser(__doc__)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32, help="pairs a step (default 32)")
     parser.add_argument("--lr", type=float, default=RATES["muon"], help="of Muon, at the peak")
     parser.add_argument("--decay", type=float, default=0.4, help="share of the pairs in which the rate falls")
     parser.add_argument("--warm-up", type=float, default=0.01, help="share of the pairs in which it rises")
