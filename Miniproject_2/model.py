@@ -50,7 +50,7 @@ from torch import arange, cat, empty
 from torch.nn.functional import fold, unfold
 
 Tensor = type(empty(0))
-FLOAT32 = empty(0).float().dtype  # also where the default dtype is another
+FLOAT32, BFLOAT16 = empty(0).float().dtype, empty(0).bfloat16().dtype  # also where the default dtype is another
 
 MAGIC = b"N2NWGHT2"  # first bytes of a weights file
 PRETRAINED = Path(__file__).resolve().parent / "bestmodel.pth"
@@ -177,6 +177,25 @@ def default_device():
     except Exception:  # AssertionError without CUDA in this torch, RuntimeError of many kinds with it
         return "cpu"
     return "cuda"
+
+
+@functools.cache
+def has_native_bfloat16():
+    """Whether the processor multiplies bfloat16, as Linux tells it; the others emulate it, which is slow."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:  # another system
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def product_dtype(precision, device):
+    """The dtype of the large matrix products: 'bfloat16', 'float32', or None for what `Model` says."""
+    if precision not in (None, "bfloat16", "float32"):
+        raise ValueError(f"precision must be 'bfloat16', 'float32' or None; got {precision!r}")
+    if precision is None:
+        precision = "bfloat16" if device.type == "cpu" and has_native_bfloat16() else "float32"
+    return {"bfloat16": BFLOAT16, "float32": FLOAT32}[precision]
 
 
 def whole_number(value, name, smallest):
@@ -390,10 +409,10 @@ class FastSums:
         return scatter_patches(patches, window, maps.shape[2:], shape)
 
     @staticmethod
-    def weight_gradient(unfolded, maps):
+    def weight_gradient(unfolded, maps, dtype):
         """An `Unfolded` image, (N, R, OH, OW) -> (R, C / G, KH, KW): gradient of sum(correlate(image) * maps)."""
         window = unfolded.window
-        matrix = product(maps_to_rows(maps, window.groups).mT, unfolded.patches)  # (G, R / G, T)
+        matrix = product(maps_to_rows(maps, window.groups).mT, unfolded.patches).to(dtype)  # (G, R / G, T)
         return matrix.unflatten(2, (*window.kernel, -1)).permute(0, 1, 4, 2, 3).flatten(0, 1)
 
 
@@ -427,10 +446,10 @@ class ColumnSums:
         return crop_cells(canvas.unsqueeze(5), window, shape)
 
     @staticmethod
-    def weight_gradient(unfolded, maps):
+    def weight_gradient(unfolded, maps, dtype):
         rows, columns = maps.flatten(2)[0], ColumnSums.columns(unfolded)[0].t()
         matrix = maps.new_empty(rows.shape[0], columns.shape[1]).addmm_(rows, columns, beta=0)
-        return matrix.view(maps.shape[1], -1, *unfolded.window.kernel)
+        return matrix.view(maps.shape[1], -1, *unfolded.window.kernel).to(dtype)
 
 
 def choose_sums(x, weight, groups):
@@ -496,10 +515,12 @@ class Convolution(Module):
     `weight` and `bias` may be copied into or assigned. Assigning copies the values, so that optimisers made before keep
     working; after it has changed the dtype or the device, make them anew. `weight_grad` and `bias_grad` are the
     gradients. Further options of both: `generator`, see `reset_parameters`; `device` and `dtype`, torch's defaults if
-    not given.
+    not given; `product_dtype`, to which the factors of the matrix products are rounded, and the products as well: None
+    for that of the input.
     """
 
-    def __init__(self, weight_shape, outputs, bias, *, generator=None, device=None, dtype=None):
+    def __init__(self, weight_shape, outputs, bias, *, generator=None, device=None, dtype=None, product_dtype=None):
+        self.product_dtype = product_dtype
         self._weight = lasting_empty(weight_shape, device, dtype)
         self._bias = lasting_empty((outputs,), device, dtype) if bias else None
         self.weight_grad = lasting_empty(weight_shape, device, dtype).zero_()
@@ -545,6 +566,16 @@ class Convolution(Module):
 
     def sums(self, x):
         return choose_sums(x, self._weight, self.window.groups)
+
+    def factor(self, tensor):
+        """The tensor in the dtype of the matrix products."""
+        return tensor.detach().to(self.product_dtype or tensor.dtype)
+
+    def accumulate(self, unfolded, maps, gradwrtoutput):
+        """Adds the gradient of the weight, P^T map, and of the bias to those of the parameters."""
+        self.weight_grad.add_(self.sums(unfolded.image).weight_gradient(unfolded, maps, self.weight_grad.dtype))
+        if self._bias is not None:
+            self.bias_grad.add_(gradwrtoutput.sum((0, 2, 3)))
 
 
 def assign(parameter, gradient, value, name):
@@ -613,20 +644,24 @@ class Conv2d(Convolution):
         positions = self.window.positions(x.shape[2:])
         if min(positions) < 1:
             raise ValueError(f"the window of {self.window} is larger than the padded image of {tuple(x.shape)}")
-        unfolded = Unfolded(x, self.window, positions)
-        bias = None if self._bias is None else self._bias.detach()
-        return in_format_of(x, self.sums(x).correlate(unfolded, self._weight.detach(), bias)), unfolded
+        unfolded = Unfolded(self.factor(x), self.window, positions)
+        bias = None if self._bias is None else self.factor(self._bias)
+        y = self.sums(unfolded.image).correlate(unfolded, self.factor(self._weight), bias)
+        return in_format_of(x, y.to(x.dtype)), unfolded
 
-    def backward(self, gradwrtoutput):
-        """map = P W + b: dW = P^T dmap, db = sum(dmap), dimage = scatter(dmap W^T)."""
+    def add_gradients(self, gradwrtoutput):
+        """Those of the parameters: map = P W + b, so that dW = P^T dmap, db = sum(dmap)."""
         unfolded = self._kept
         expected = unfolded and (unfolded.image.shape[0], self._weight.shape[0], *unfolded.positions)
         gradient = check_gradient(gradwrtoutput, expected, "Conv2d")
-        x = unfolded.image
-        self.weight_grad.add_(self.sums(x).weight_gradient(unfolded, gradient))
-        if self._bias is not None:
-            self.bias_grad.add_(gradient.sum((0, 2, 3)))
-        return in_format_of(gradient, self.sums(x).spread(gradient, self._weight.detach(), self.window, x.shape))
+        self.accumulate(unfolded, self.factor(gradient), gradient)
+
+    def backward(self, gradwrtoutput):
+        """Adds those of the parameters and returns that of the input, dimage = scatter(dmap W^T)."""
+        self.add_gradients(gradwrtoutput)
+        maps, x = self.factor(gradwrtoutput), self._kept.image
+        image = self.sums(x).spread(maps, self.factor(self._weight), self.window, x.shape)
+        return in_format_of(maps, image.to(gradwrtoutput.dtype))
 
 
 class TransposeConv2d(Convolution):
@@ -670,18 +705,18 @@ class TransposeConv2d(Convolution):
         if min(size) < 1 or x.shape[2] * x.shape[3] == 0:
             raise ValueError(f"the padding of {self.window} leaves nothing of the output for {tuple(x.shape)}")
         shape = (x.shape[0], self.out_channels, *size)
-        y = self.sums(x).spread(x, self._weight.detach(), self.window, shape)
-        return in_format_of(x, y if self._bias is None else y.add(self._bias.detach().view(-1, 1, 1))), (x, shape)
+        maps = self.factor(x)
+        y = self.sums(maps).spread(maps, self.factor(self._weight), self.window, shape).to(x.dtype)
+        return in_format_of(x, y if self._bias is None else y.add(self._bias.detach().view(-1, 1, 1))), (maps, shape)
 
     def backward(self, gradwrtoutput):
         """image = scatter(map W^T) + b: dW = dP^T map, db = sum(dimage), dmap = dP W; dP = gather(dimage)."""
-        x, shape = self._kept or (None, None)
+        maps, shape = self._kept or (None, None)
         gradient = check_gradient(gradwrtoutput, shape, "TransposeConv2d")
-        unfolded = Unfolded(gradient, self.window, x.shape[2:])
-        self.weight_grad.add_(self.sums(x).weight_gradient(unfolded, x))
-        if self._bias is not None:
-            self.bias_grad.add_(gradient.sum((0, 2, 3)))
-        return in_format_of(gradient, self.sums(x).correlate(unfolded, self._weight.detach(), None))
+        unfolded = Unfolded(self.factor(gradient), self.window, maps.shape[2:])
+        self.accumulate(unfolded, maps, gradient)
+        result = self.sums(maps).correlate(unfolded, self.factor(self._weight), None)
+        return in_format_of(gradient, result.to(gradient.dtype))
 
 
 class NearestUpsampling(Module):
@@ -951,7 +986,8 @@ def newton_schulz(matrices, steps=5):
     """Moves all singular values of (M, rows, columns) near 1, to about [0.7, 1.2], by the iteration that Muon uses.
 
     X <- (a + b X X^T + c (X X^T)^2) X. All factors are polynomials of the one matrix X X^T, so that only they are
-    iterated, on the shorter side: `gram` is X X^T of the current X, `total` the product of the factors so far.
+    iterated, on the shorter side: `gram` is X X^T of the current X, `total` the product of the factors so far. It takes
+    float32: a rounded `gram` has negative eigenvalues, which grow without end.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return newton_schulz(matrices.mT, steps).mT
@@ -1027,8 +1063,9 @@ def permute_groups(weight, axis, group, order):
 
 def symmetrised(values, orbit):
     """Replaces every entry by the mean of its orbit."""
-    flat = values.detach().flatten()
-    return flat.index_put((orbit,), flat[orbit].mean(0)).view(values.shape)
+    flat, entries = values.detach().flatten(), orbit.flatten()
+    means = flat.index_select(0, entries).view(orbit.shape).mean(0)
+    return flat.index_copy(0, entries, means.repeat(len(orbit))).view(values.shape)
 
 
 def pad_to_multiple(images, multiple):
@@ -1050,24 +1087,26 @@ class Network(Sequential):
 
     multiple = 4
 
-    def __init__(self, architecture, generator, device=None):
+    def __init__(self, architecture, generator, device=None, product_dtype=None):
         a, settings = architecture, {"generator": generator, "device": device, "dtype": FLOAT32}
+        inner = {"product_dtype": product_dtype}
 
-        def down(inputs, outputs):
-            return Conv2d(inputs, outputs, a.kernel, stride=2, padding=(a.kernel - 1) // 2, **settings)
+        def down(inputs, outputs, **options):
+            options |= settings
+            return Conv2d(inputs, outputs, a.kernel, stride=2, padding=(a.kernel - 1) // 2, **options)
 
-        def up(inputs, outputs):
-            k = a.up_kernel
+        def up(inputs, outputs, **options):
+            k, options = a.up_kernel, options | settings
             if a.upsampling == "transposed":
-                return TransposeConv2d(inputs, outputs, k, stride=2, padding=k // 2 - 1, **settings)
-            return Sequential(NearestUpsampling(2), Conv2d(inputs, outputs, k, padding="same", **settings))
+                return TransposeConv2d(inputs, outputs, k, stride=2, padding=k // 2 - 1, **options)
+            return Sequential(NearestUpsampling(2), Conv2d(inputs, outputs, k, padding="same", **options))
 
         super().__init__(
             down(a.in_channels, a.width),
             ReLU(inplace=True),
-            down(a.width, a.deep_width),
+            down(a.width, a.deep_width, **inner),
             ReLU(inplace=True),
-            up(a.deep_width, a.width),
+            up(a.deep_width, a.width, **inner),
             ReLU(inplace=True),
             up(a.width, a.in_channels),
             Sigmoid(),
@@ -1088,6 +1127,11 @@ class Network(Sequential):
             bias = arange(block.bias.numel(), device="cpu").view(-1, outputs).t()
             result += [orbits(block.weight.shape, *groups).to(block.weight.device), bias.to(block.weight.device)]
         return result
+
+    def add_gradients(self, gradwrtoutput):
+        """`backward` without the gradient of the input, of which training has no use."""
+        first, *others = self.modules
+        first.add_gradients(Sequential(*others).backward(gradwrtoutput))
 
     @property
     def reach(self):
@@ -1313,7 +1357,7 @@ class Training:
         self.optimiser.zero_grad()
         target = channels_last(pad_to_multiple(noisy_b, self.network.multiple))
         loss = self.loss(self.network(self.network.prepared(noisy_a)), target)
-        self.network.backward(self.loss.backward())
+        self.network.add_gradients(self.loss.backward())
         for (_, gradient), orbit in zip(self.network.param(), self.orbits, strict=False):
             gradient.copy_(symmetrised(gradient, orbit))
         self.optimiser.lr = self.recipe.lr * lr_factor
@@ -1487,21 +1531,24 @@ class Model:
         recipe: how `train` learns; see `Recipe`.
         seed: of the first weights and of every random draw of training.
         device: where to compute; None takes CUDA where it works.
+        precision: of the two inner convolutions, nearly all of the work: 'float32', or 'bfloat16', which is about
+            XX as fast where the processor multiplies it; None takes it there.
         sizes: of the network, such as in_channels=1 or width=64; see `Architecture`.
 
     Attributes:
-        network: the `Network`; recipe, seed, device as given; architecture: the sizes.
+        network: the `Network`; recipe, seed, device, precision as given; architecture: the sizes.
         pairs_seen: how many pairs the weights have learnt from, kept in the weights file.
         noise: `PairNoise` of the pairs that `train` saw last, kept in the weights file; None before.
         chosen_views: numbers of the views that self-ensembles average, see `choose_views`; None: all.
     """
 
-    def __init__(self, *, recipe=None, seed=0, device=None, **sizes):
+    def __init__(self, *, recipe=None, seed=0, device=None, precision=None, **sizes):
         self.device = empty(0, device=default_device() if device is None else device).device
         self.recipe, self.seed, self.pairs_seen = recipe or Recipe(), whole_number(seed, "seed", 0), 0
         self.noise = self.chosen_views = None
-        self.architecture = Architecture(**sizes)
-        self.network = Network(self.architecture, random.Random(self.seed), self.device)
+        self.precision, self.architecture = precision, Architecture(**sizes)
+        products = product_dtype(precision, self.device)
+        self.network = Network(self.architecture, random.Random(self.seed), self.device, products)
 
     def load_pretrained_model(self):
         """Loads `bestmodel.pth` beside this file."""
@@ -1527,7 +1574,8 @@ class Model:
         """
         header, values = read_weights(path)
         try:
-            loaded = Model(recipe=self.recipe, seed=self.seed, device=self.device, **header["architecture"])
+            options = {name: getattr(self, name) for name in ("recipe", "seed", "device", "precision")}
+            loaded = Model(**options, **header["architecture"])
             loaded.pairs_seen, noise = header["pairs_seen"], header["noise"]
             loaded.noise = noise and PairNoise(**noise | {"errors": tuple(noise["errors"])})
             loaded.chosen_views = check_views(header.get("views"), loaded.every_view())

@@ -5,16 +5,18 @@
 Only noisy pairs are ever drawn; `--draws` is explained in project 1's `train_best.py`. The run stops at any time and
 goes on, exactly, from its checkpoint `new.pth.checkpoint` when the same command is given again. The learning rate
 rises, stays and falls to zero over the last part of the pairs. `new.pth` always holds the averaged weights so far.
+With `--negatives 0.25` a quarter of the batches is negatives, in which dark and saturated colours are bright and pale.
 """
 
 import time
 
 from Miniproject_1.model import save_atomically
-from Miniproject_1.others.data import check_writable, load_photos, plain_errors, read_pairs
-from Miniproject_1.others.train_best import draw_round, exchangeable, report, resume, shared_parser
+from Miniproject_1.others.data import check_writable, load_photos, plain_errors, positive, read_pairs
+from Miniproject_1.others.train_best import draw_round, exchangeable, report, resume, share, shared_parser
 from Miniproject_2.model import RATES, Model, Pairs, Recipe, Training, copy_all
 
 EMA_STEPS = 1_000
+SIZES = ("width", "deep_width", "kernel", "up_kernel")
 
 
 def parse_arguments(arguments=None):
@@ -23,6 +25,9 @@ def parse_arguments(arguments=None):
     parser.add_argument("--lr", type=float, default=RATES["muon"], help="of Muon, at the peak")
     parser.add_argument("--decay", type=float, default=0.4, help="share of the pairs in which the rate falls")
     parser.add_argument("--warm-up", type=float, default=0.01, help="share of the pairs in which it rises")
+    parser.add_argument("--negatives", type=share, default=0.0, help="share of batches shown as negatives (default 0)")
+    for name in SIZES:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=positive, help="of the network; see Architecture")
     return parser.parse_args(arguments)
 
 
@@ -38,6 +43,8 @@ def train_round(model, training, photos, number, options):
     for start in range(0, len(pairs), options.batch_size):
         done = min(1.0, training.steps * options.batch_size / options.pairs)
         batch = pairs.batch(order[start : start + options.batch_size], training.generator)
+        if training.generator.random() < options.negatives:
+            batch = [1 - images for images in batch]
         losses.append(training.step(*batch, lr_factor(done, options.warm_up, options.decay)))
     return sum(losses).item() / len(losses)
 
@@ -56,7 +63,8 @@ def train(options, validation):
     for path in (options.out, checkpoint):
         check_writable(path)
     recipe = Recipe(batch_size=options.batch_size, lr=options.lr, swap_pixels=exchangeable(options))
-    model = Model(seed=options.seed, recipe=recipe)
+    sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name)}
+    model = Model(seed=options.seed, recipe=recipe, **sizes)
     training = Training(model.network, recipe, options.seed, EMA_STEPS)
     first, start = resume(training, checkpoint) if checkpoint.exists() else (0, 0)
     photos = load_photos(options.photos)

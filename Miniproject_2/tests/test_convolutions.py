@@ -126,6 +126,28 @@ def test_hand_computed_transposed_convolution():
     assert conv.weight_grad.tolist() == [[[[12, 12], [12, 12]]]] and conv.bias_grad.tolist() == [8]
 
 
+@pytest.mark.parametrize("layer", [Conv2d, ConvTranspose2d])
+def test_products_in_bfloat16(layer):
+    """Near torch's float32, and equal to it where no number and no sum needs more than eight bits."""
+    settings = {"in_channels": 4, "out_channels": 6, "kernel_size": 4, "stride": 2, "padding": 1}
+    compare(
+        our_convolution(layer, **settings, product_dtype=torch.bfloat16),
+        layer(**settings),
+        *(3, 4, 9, 10),
+        dtype=torch.float32,
+        tolerance=0.02,
+    )
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        block, generator = our_convolution(layer, **settings, product_dtype=dtype), torch.Generator().manual_seed(0)
+        for parameter, _ in block.param():
+            parameter.copy_(torch.randint(-1, 2, parameter.shape, generator=generator))
+        y = block(torch.randint(-1, 2, (1, 4, 6, 6), generator=generator).float())
+        image = block.backward(torch.randint(-1, 2, y.shape, generator=generator).float())
+        results.append([y, image, block.weight_grad, block.bias_grad])
+    assert all(torch.equal(*pair) and pair[0].dtype == torch.float32 for pair in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("block", [ours.Conv2d(2, 3, 3, 2, 1), ours.TransposeConv2d(2, 3, 3, 2, 1)])
 def test_finite_differences(block):
     """<gradient, direction> against a central difference in float64, for the input and every parameter."""

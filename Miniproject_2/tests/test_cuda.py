@@ -18,7 +18,7 @@ def test_predictions_agree_with_the_cpus():
     for size in ((4, 3, 32, 32), (1, 3, 500, 301)):
         images, results = torch.randint(0, 256, size, dtype=torch.uint8), []
         for device in ("cpu", DEVICE):
-            model = ours.Model(device=device)
+            model = ours.Model(device=device, precision="float32")
             model.load_pretrained_model()
             results += [model.predict(images), model.predict(images.to(DEVICE)).cpu()]
         assert all((result - results[0]).abs().max() < 0.5 for result in results)
@@ -34,7 +34,7 @@ def test_training_agrees_with_the_cpus(tmp_path):
         errors.append((model.predict(held_out) - clean).square().mean().item())
         model.save(tmp_path / "w")
     assert errors[1] == pytest.approx(errors[0], rel=0.05)
-    other = ours.Model(device="cpu")
+    model.precision, other = "float32", ours.Model(device="cpu", precision="float32")
     other.load(tmp_path / "w")
     assert (other.predict(held_out) - model.predict(held_out)).abs().max() < 0.5
 

@@ -130,7 +130,7 @@ def test_the_ensemble_commutes_with_the_symmetries(element):
 )
 def test_an_equivariant_network_turns_its_output_with_its_input(settings, turns):
     """Before training and after it, which the gradients' means over the symmetries must keep."""
-    model = ours.Model(recipe=ours.Recipe(min_pairs=0), **settings)
+    model = ours.Model(recipe=ours.Recipe(min_pairs=0), precision="float32", **settings)
     noisy_a, noisy_b, _ = pictures(32, 16, 16)
     for _ in range(2):
         straight = model.predict(noisy_a, ensemble=False)
@@ -138,6 +138,41 @@ def test_an_equivariant_network_turns_its_output_with_its_input(settings, turns)
         largest = max((image - straight).abs().max().item() for image in turned)
         assert straight.std() > 1 and (largest < 0.01) is turns and model.architecture.equivariant is turns
         model.train(noisy_a, noisy_b, 4)
+
+
+def test_training_computes_the_gradients_of_the_parameters_alone():
+    networks = [ours.Network(ours.Architecture(**EQUIVARIANT), random.Random(0)) for _ in range(2)]
+    x, gradient = torch.rand(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    for network in networks:
+        network(x)
+    assert networks[0].backward(gradient).shape == x.shape and networks[1].add_gradients(gradient) is None
+    for (_, full), (_, alone) in zip(*(network.param() for network in networks), strict=True):
+        assert full.any() and torch.equal(full, alone)
+
+
+def test_bfloat16_learns_as_well(tmp_path):
+    noisy_a, noisy_b, _ = pictures(500, 16, 16)
+    noisy, _, clean = pictures(50, 16, 16, seed=1)
+    models = [small(precision=precision) for precision in ("float32", "bfloat16")]
+    for model in models:
+        model.train(noisy_a, noisy_b, 6)
+        assert {(p.dtype, g.dtype) for p, g in model.network.param()} == {(torch.float32, torch.float32)}
+    exact, rounded = (psnr(model, noisy, clean) for model in models)
+    assert exact != rounded and abs(exact - rounded) < 0.2 and exact > psnr(torch.Tensor.float, noisy, clean) + 2
+    models[1].save(tmp_path / "w")
+    models[0].load(tmp_path / "w")  # the file fixes no precision
+    predictions = [model.predict(noisy) for model in models]
+    assert 0 < (predictions[0] - predictions[1]).abs().max() < 8
+
+
+def test_bfloat16_is_taken_where_the_processor_multiplies_it(monkeypatch):
+    for flags, native in (("flags : sse2 avx512f", False), ("flags : avx512f amx_bf16", True)):
+        monkeypatch.setattr(Path, "read_text", lambda path, flags=flags: flags)
+        ours.has_native_bfloat16.cache_clear()
+        inner = small().network.modules[2], small().network.modules[4]
+        assert {block.product_dtype for block in inner} == {torch.bfloat16 if native else torch.float32}
+        assert small(precision="float32").network.modules[2].product_dtype == torch.float32
+    ours.has_native_bfloat16.cache_clear()
 
 
 def test_orbits_share_the_weights_out_evenly():
@@ -450,6 +485,7 @@ def test_training_state_continues_exactly():
         (lambda: ours.Architecture(up_kernel=4, upsampling="nearest"), "must be odd"),
         (lambda: ours.Architecture(width=0), "width must be at least 1"),
         (lambda: ours.Recipe(optimiser="Adam"), "got 'Adam'"),
+        (lambda: ours.Model(precision="half"), "must be 'bfloat16', 'float32' or None; got 'half'"),
         (lambda: ours.Recipe(batch_size=0), "at least 1"),
         (lambda: ours.Recipe(ema_share=1.5), "ema_share"),
     ],

@@ -17,7 +17,8 @@ def run(tmp_path, monkeypatch):
 
     def call(name, draws):
         path = tmp_path / name
-        sizes = ["--pairs", "96", "--round", "32", "--batch-size", "16", "--draws", str(draws)]
+        sizes = ["--pairs", "96", "--round", "32", "--batch-size", "16", "--draws", str(draws), "--negatives", "0.5"]
+        sizes += ["--width", "16", "--deep-width", "24"]
         train_best.main([str(tmp_path), "--out", str(path), "--validate", str(validation), *sizes])
         model = Model()
         model.load(path)
@@ -39,5 +40,19 @@ def test_stopped_training_continues_exactly(run, monkeypatch, draws):
             run("stopped.pth", draws)
     model, continued = run("stopped.pth", draws)
     assert torch.equal(continued, straight)
-    assert model.pairs_seen == 96
-    assert not torch.equal(continued, torch.cat([p.flatten() for p, _ in Model().network.param()]))
+    assert model.pairs_seen == 96 and (model.architecture.width, model.architecture.deep_width) == (16, 24)
+    fresh = Model(width=16, deep_width=24)
+    assert not torch.equal(continued, torch.cat([p.flatten() for p, _ in fresh.network.param()]))
+
+
+def test_a_share_of_the_batches_is_negatives(run, monkeypatch):
+    seen, step = [], train_best.Training.step
+
+    def recorded(training, noisy_a, noisy_b, factor):
+        seen.append((noisy_a.mean() - noisy_b.mean()).abs().item() < 0.1 and noisy_a.mean().item())
+        return step(training, noisy_a, noisy_b, factor)
+
+    monkeypatch.setattr(train_best.Training, "step", recorded)
+    monkeypatch.setattr(train_best, "load_photos", lambda folder: [torch.full((3, 64, 64), 51, dtype=torch.uint8)])
+    run("new.pth", 1)
+    assert {round(mean, 1) for mean in seen} == {0.2, 0.8}
