@@ -1332,6 +1332,15 @@ def least_epochs(pairs, recipe, pairs_seen):
     return min(MOST_PASSES, max(1, math.ceil(recipe.min_pairs * 32 * 32 / pixels)))
 
 
+def keep_freed_memory():
+    """Makes glibc keep the memory that a step frees for the next one, which saves a sixth of its time.
+
+    glibc keeps as much as the largest mapped block that was freed, up to 32 MB (mallopt(3), M_MMAP_THRESHOLD). Else
+    each step gives its patches back to the system and gets them again by page faults.
+    """
+    empty(31 * 2**18, device="cpu", dtype=FLOAT32)  # freed at once
+
+
 class Training:
     """Optimiser, averaged weights and random draws of a network that learns: everything a resumed training needs.
 
@@ -1341,6 +1350,7 @@ class Training:
     """
 
     def __init__(self, network, recipe, seed, ema_steps):
+        keep_freed_memory()
         self.network, self.recipe, self.ema_steps, self.steps = network, recipe, max(1, ema_steps), 0
         self.loss, self.orbits = MSE(), network.orbits()
         self.optimiser = OPTIMISERS[recipe.optimiser](network.param(), recipe)
