@@ -21,7 +21,7 @@ from report import records
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
-ONE, UNET, NOISE2NOISE = records.ONE, records.UNET, records.NOISE2NOISE
+ONE, BOTH, UNET, NOISE2NOISE = records.ONE, records.BOTH, records.UNET, records.NOISE2NOISE
 
 
 class Job(NamedTuple):
@@ -35,16 +35,17 @@ class Job(NamedTuple):
 
 
 JOBS = {
-    "recipe": Job(1, (50_000,), ("ours", ONE, *records.SETTINGS)),
-    "recipe of project 2": Job(2, (50_000,), ("ours", ONE, "no pixel swap", "no averaging")),
-    "few pairs": Job(1, records.FEW, ("ours", records.AGAIN)),
-    "few pairs of project 2": Job(2, records.FEW, ("ours", records.AGAIN)),
+    "ours": Job(1, (7_800, 50_000), ("ours",)),
+    "recipe": Job(1, (50_000,), (BOTH, ONE, *records.SETTINGS)),
+    "recipe of project 2": Job(2, (50_000,), ("ours", BOTH, ONE, "no pixel swap", "no averaging")),
+    "few pairs": Job(1, records.FEW, (BOTH, records.AGAIN)),
+    "few pairs of project 2": Job(2, records.FEW, (BOTH, records.AGAIN)),
     "grid": Job(1, (7_800,), (*grid("U-Net", "unet"), *grid("Noise2Noise network", "noise2noise"))),
     "original's choices": Job(1, (7_800,), (UNET, *records.CHOICES)),
     "original": Job(1, (50_000,), (UNET, NOISE2NOISE), epochs=(3,)),
     "ablations": Job(1, (7_800,)),
     "targets": Job(1, (7_800, 50_000), (ONE, "means of 3 noisy targets", "means of 15 noisy targets", "clean targets")),
-    "pairs": Job(1, (1_000, 2_000, 4_000, 7_800, 15_600, 50_000), ("ours", ONE, "clean targets")),
+    "pairs": Job(1, (1_000, 2_000, 4_000, 7_800, 15_600, 50_000), (BOTH, ONE, "clean targets")),
     "fixed pairs": Job(1, (50_000,), ("ours", ONE), epochs=(1, 2, 4, 8)),
     "optimisers": Job(2, (7_800,)),
     "networks of project 2": Job(2, (50_000,), (ONE, "kernel 6", "64 / 128 channels", "nearest upsampling, kernel 3")),

@@ -95,16 +95,20 @@ def network():
             FancyArrowPatch((x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=5, lw=0.7, connectionstyle=style)
         )
 
-    box(10, 20, 10, "conv\n3 → 40", "#dfe9f3")
-    box(25, 20, 13, "residual\nblock, 40", "#c6d7ea")
-    box(31, 3, 12, "2 × 2, /2\n40 → 80", "#dfe9f3")
-    box(47, 3, 13, "residual\nblock, 80", "#a8c2df")
-    box(64, 3, 12, "2 × 2, ×2\n80 → 40", "#dfe9f3")
-    box(64, 20, 13, "residual\nblock, 40", "#c6d7ea")
-    box(82, 20, 9, "conv\n40 → 3", "#dfe9f3")
+    sizes = records.measured()["networks"]["ours"]["sizes"]
+    full, half = sizes["width"], 2 * sizes["width"]
+    blocks, inner = (f"{sizes[name]} blocks" if sizes[name] > 1 else "block" for name in ("blocks", "inner_blocks"))
+    box(10, 20, 10, f"conv\n3 → {full}", "#dfe9f3")
+    box(25, 20, 13, f"residual\n{blocks}, {full}", "#c6d7ea")
+    box(31, 3, 12, f"2 × 2, /2\n{full} → {half}", "#dfe9f3")
+    box(47, 3, 13, f"residual\n{inner}, {half}", "#a8c2df")
+    box(64, 3, 12, f"2 × 2, ×2\n{half} → {full}", "#dfe9f3")
+    box(64, 20, 13, f"residual\n{blocks}, {full}", "#c6d7ea")
+    box(82, 20, 9, f"conv\n{full} → 3", "#dfe9f3")
     axis.text(-1, 24.5, "noisy", fontsize=6, va="center")
     axis.text(96.3, 24.5, "+", fontsize=8, va="center", ha="center")
     axis.text(51.5, 24.5, "+", fontsize=8, va="center", ha="center")
+    axis.text(96.3, 20, "denoised", fontsize=6, va="center", ha="center")
     for x0, x1 in ((6, 9.6), (20.4, 24.6), (38.4, 50), (53, 63.6), (77.4, 81.6), (91.4, 95)):
         arrow(x0, 24.5, x1, 24.5)
     arrow(34, 19.6, 36, 12.5)
@@ -126,8 +130,8 @@ def rates():
     left.minorticks_off()
     left.set_xlabel("peak learning rate")
     left.set_ylabel("PSNR (dB)")
-    left.legend(loc="lower right")
     dots(right, of(data, records.BATCHES))
+    right.legend(*left.get_legend_handles_labels(), loc="lower left", fontsize=6)
     right.set_xscale("log")
     right.set_xticks([8, 16, 32], ["8", "16", "32"])
     right.minorticks_off()
@@ -174,7 +178,7 @@ def limits():
     targets.set_xticks([k for _, k in records.DRAWS], [str(k) for _, k in records.DRAWS])
     targets.minorticks_off()
     targets.set_xlabel("draws k in the target")
-    dots(pairs, [(n, list(data.of("ours", n).values())) for n in records.PAIRS], "both directions", LIGHT, "^", "-.")
+    dots(pairs, [(n, list(data.of(records.BOTH, n).values())) for n in records.PAIRS], records.BOTH, LIGHT, "^", "-.")
     dots(pairs, [(n, list(data.of(records.ONE, n).values())) for n in records.PAIRS], "noisy targets")
     with_clean = [(n, list(values)) for n in records.PAIRS if (values := data.of("clean targets", n).values())]
     dots(pairs, with_clean, "clean targets", MIDDLE, "s", "--")
@@ -202,7 +206,7 @@ def ablations():
     axis.axvline(0, color="black", linewidth=0.6)
     axis.set_yticks(range(len(found)), [label for label, _ in found])
     axis.tick_params(axis="y", labelsize=6.3, length=0)
-    axis.set_xlabel("PSNR against ours in one direction (dB)")
+    axis.set_xlabel("difference (dB)")
     axis.margins(y=0.01)
     return figure
 

@@ -20,7 +20,6 @@ import json
 import math
 import os
 import platform
-import random
 import statistics
 import subprocess
 import time
@@ -212,6 +211,8 @@ def size_1(model):
     return {
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "multiply_adds": counter.get_total_flops() // 2,
+        "sizes": model.sizes,
+        "pairs_seen": model.pairs_seen,
     }
 
 
@@ -226,6 +227,7 @@ def size_2(model):
         "parameters": sum(p.numel() for p, _ in model.network.param()),
         "multiply_adds": total,
         "architecture": asdict(model.network.architecture),
+        "pairs_seen": model.pairs_seen,
     }
 
 
@@ -235,6 +237,7 @@ def measure_networks(data):
         "unet": size_1(Model1("unet", device="cpu")),
         "noise2noise": size_1(Model1("noise2noise", device="cpu")),
         "ours": size_1(Model1(device="cpu")),
+        "ours_2": size_2(Model2(device="cpu")),
         "shipped_1": size_1(shipped(Model1(device="cpu"))),
         "shipped_2": size_2(shipped(Model2(device="cpu"))),
     }
@@ -584,16 +587,16 @@ def measure_benchmark(data, repeats=9):
     result = {"repeats": repeats, "batch": 32}
     result["blocks"] = {title: ratio(*rest) for title, *rest in blocks}
     architecture = framework.Architecture()
-    for name, optimiser in (
-        ("SGD with momentum", lambda params: framework.SGD(params, 1e-3, 0.9)),
-        ("Muon", lambda params: framework.Muon(params, 1e-3)),
+    for name, optimiser, dtype in (
+        ("SGD with momentum", lambda params: framework.SGD(params, 1e-3, 0.9), torch.float32),
+        ("Muon", lambda params: framework.Muon(params, 1e-3), torch.float32),
+        ("Muon, bfloat16", lambda params: framework.Muon(params, 1e-3), torch.bfloat16),
     ):
-        both = benchmark.contenders(
-            lambda: framework.Network(architecture, random.Random(0)),
-            lambda: benchmark.torch_network(architecture),
-            optimiser,
-        )
+        both = benchmark.networks(architecture, optimiser, dtype)
         result["blocks"][f"network, {name}"] = ratios(processor_time(both, (32, 3, 32, 32), repeats))
+    ours = {dtype: benchmark.networks(architecture, optimiser, dtype)["ours"] for dtype in (torch.float32, dtype)}
+    full, half = (sum(phases.values()) for phases in processor_time(ours, (32, 3, 32, 32), repeats).values())
+    result["bfloat16_of_float32"] = half / full
     conv = ("Conv2d", "Conv2d")
     result["batch_growth"] = [[n, ratio(*conv, (48, 48, 4, 2, 1), 16, n)["together"]] for n in (1, 4, 16, 64)]
     result["channel_growth"] = [[c, ratio(*conv, (c, c, 4, 2, 1), 16, 16)["together"]] for c in (4, 16, 64, 128)]
@@ -617,9 +620,14 @@ def measure_speed(data):
 
 
 def measure_precision(data):
-    """What bfloat16 costs and gains project 1's weights on the validation images; the two take turns."""
-    noisy, clean = data
-    models = {precision: Model1(device="cpu", precision=precision) for precision in ("float32", "bfloat16")}
+    """What bfloat16 costs and gains the shipped weights of both projects on the validation images."""
+    projects = {"Miniproject_1": Model1, "Miniproject_2": Model2}
+    return {"images": len(data[0])} | {name: compare_precisions(model, *data) for name, model in projects.items()}
+
+
+def compare_precisions(model_class, noisy, clean):
+    """PSNR and the least seconds of each precision, which take turns, and how far the images differ in grey values."""
+    models = {precision: model_class(device="cpu", precision=precision) for precision in ("float32", "bfloat16")}
     seconds, images = {precision: [] for precision in models}, {}
     for model in models.values():
         model.load_pretrained_model()
@@ -637,7 +645,7 @@ def measure_precision(data):
         for precision, model in models.items()
     }
     largest, mean = difference.abs().max().item(), difference.square().mean().sqrt().item()
-    return {"images": len(noisy), **scores, "difference": {"root_mean_square": mean, "largest": largest}}
+    return {**scores, "difference": {"root_mean_square": mean, "largest": largest}}
 
 
 # ---------------------------------------------------------------------------------------------- sweep of project 2
@@ -691,7 +699,7 @@ MEASUREMENTS = {
     "pictures": (measure_pictures, ["Miniproject_1", "Miniproject_2"]),
     "photo": (measure_photo, ["Miniproject_1", "Miniproject_2"]),
     "speed": (measure_speed, ["Miniproject_1"]),
-    "precision": (measure_precision, ["Miniproject_1"]),
+    "precision": (measure_precision, ["Miniproject_1", "Miniproject_2"]),
     "classics": (measure_classics, ["Miniproject_1", "Miniproject_2"]),
     "oracle": (measure_oracle, ["Miniproject_2"]),
     "differences": (measure_differences, ["Miniproject_2"]),

@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 BASE = 7800  # pairs of the comparisons of variants
-ONE = "one direction"  # what the variants differ from: ours at half the work
+ONE, BOTH = "one direction", "both directions"  # of the network that variants change; they differ from ONE
 
 RENAMED = {  # rows recorded before the settings got their present names
     "no exchange": "no pixel swap",
@@ -199,9 +199,29 @@ def first_facts():
         result[f"diff.{variant}"] = spread(differences, 2, "+")
         result[f"label.{variant}"] = label
     for name, variant in (("unet", UNET), ("n2n", NOISE2NOISE)):
-        result[f"diff.{name}"] = minus(f"{-mean(data.differences(variant)):.2f}")
-    for pairs, once, again, *_ in few_table(data)[:1]:
-        result |= {"few.pairs": pairs, "few.once": once, "few.again": again}
+        result[f"lead.{name}"] = f"{-mean(data.differences(variant)):.2f}"
+        result[f"mean.{name}"] = f"{mean(data.of(variant).values()):.2f}"
+    for pairs, once, again, _, gain in few_table(data)[:1]:
+        result |= {"few.pairs": pairs, "few.once": once, "few.again": again, "few.gain": gain}
+    few, base = data.of(BOTH, min(PAIRS)), data.of(BOTH)
+    rows = RECIPE_RUNS[-1]
+    small = data.of(ONE, rows["pairs"], rows["epochs"])
+    eighth = [-value for value in data.differences("an eighth of the photos")]
+    plain, normed = ("the report's U-Net, Adam 3e-4, batch 32", "the report's U-Net, batch normalisation, batch 32")
+    batches = mean(data.of(normed).values()) - mean(data.of(plain).values())
+    result |= {
+        "cost.few": spread(base[seed] - few[seed] for seed in few),
+        "cost.photos": spread(eighth),
+        "cost.narrow": spread(-value for value in data.differences("width 24")),
+        "small": spread(small.values()),
+        "one.base": spread(data.of(ONE).values()),
+        "norm.batch": minus(f"{batches:.2f}"),
+        "norm.n": str(min(len(data.of(name)) for name in (plain, normed))),
+        "noise.least": f"{min(scores['input_of_each']):.1f}",
+        "noise.most": f"{max(scores['input_of_each']):.1f}",
+        "shipped.pairs": millions(networks["shipped_1"]["pairs_seen"], 1),
+        "shipped.times": f"{networks['shipped_1']['multiply_adds'] / networks['ours']['multiply_adds']:.1f}",
+    }
     result["diff.n2n.unet"] = spread(data.differences(NOISE2NOISE, base=UNET), 2, "+")
     result["diff.clean.wide"] = gaps(data)
     result["diff.batch"] = spread(data.differences("batch 8"), 2, "+")
@@ -221,9 +241,7 @@ def first_facts():
         "n.base": str(len(data.differences(ABLATIONS[0][0]))),
         "n.rates": " or ".join(str(n) for n in sorted({len(data.of(name)) for name, _ in MUON + ADAM + BATCHES})),
         "widths": ", ".join(str(width) for _, width in WIDTHS),
-        "diff.width 24": spread(data.differences("width 24"), 2, "+"),
-        "diff.noisy": spread([-value for value in data.differences("clean targets")], 2, "+"),
-        "diff.few": minus(f"{data.of('ours', min(PAIRS))[0] - data.of('ours')[0]:.2f}"),
+        "cost.noisy": spread(data.differences("clean targets")),
         "muon.edge": "the largest rate tried" if best_of(data, MUON) == MUON[-1][1] else "inside the range tried",
         "adam.edge": "the largest rate tried" if best[1] == ADAM[-1][1] else "inside the range tried",
         "diff.muon.best": spread(data.differences("Muon 8e-3"), 2, "+"),
@@ -233,13 +251,16 @@ def first_facts():
         "variants": count(len({r["variant"] for r in data.rows} | {(r["experiment"], r["target"]) for r in paper})),
         "runs": count(len(data.rows) + len(paper)),
         "hours": f"{sum(row['seconds'] for row in data.rows + paper) / 3600:.1f}",
-        "few": f"{mean(data.of('ours', min(PAIRS)).values()):.2f}",
+        "few": spread(data.of(BOTH, min(PAIRS)).values()),
+        "many": spread(data.of(BOTH, max(PAIRS)).values()),
         "all": spread(data.of("ours", max(PAIRS)).values()),
         "all.ensemble": spread(data.of("ours", max(PAIRS), key="ensemble").values()),
         "all.seconds": f"{mean(data.of('ours', max(PAIRS), key='seconds').values()):.0f}",
-        "both": spread(data.differences("ours", max(PAIRS)), 2, "+"),
-        "both.base": spread(data.differences("ours"), 2, "+"),
-        "both.seconds": f"{mean(data.differences('ours', max(PAIRS), key='seconds')):.0f}",
+        "both": spread(data.differences(BOTH, max(PAIRS)), 2, "+"),
+        "both.base": spread(data.differences(BOTH), 2, "+"),
+        "both.seconds": f"{mean(data.differences(BOTH, max(PAIRS), key='seconds')):.0f}",
+        "base.seconds": f"{mean(data.of(BOTH, max(PAIRS), key='seconds').values()):.0f}",
+        "base.width": base_width(),
         "all.clean": spread(data.of("clean targets", max(PAIRS)).values()),
         "width.small": spread(data.of("width 24").values()),
         "width.large": spread(data.of("width 64").values()),
@@ -320,6 +341,7 @@ def grid_facts(data, original):
         gain = data.differences(best, base=f"the report's {network}, Adam {original['lr']}, batch {original['batch']}")
         result |= {f"grid.{key}.rate": f"{rate:g}", f"grid.{key}.batch": str(batch)}
         result |= {f"grid.{key}.best": spread(data.of(best).values()), f"grid.{key}.gain": spread(gain, 2, "+")}
+        result[f"grid.{key}.lead"] = f"{mean(data.of(ONE).values()) - mean(data.of(best).values()):.2f}"
         seeds |= {len(data.of(variant)) for variant in settings}
     return result | {"grid.n": " or ".join(map(str, sorted(seeds)))}
 
@@ -389,6 +411,7 @@ def paper_facts():
         "paper.minutes": f"{mean(row['seconds'] for row in every) / 60:.0f}",
         "paper.text": loss_gain(results, "text, a quarter"),
         "paper.impulses": loss_gain(results, "impulses, half"),
+        "paper.short": f"{-mean(paper_differences(results['impulses, half'])):.2f}",
         "paper.least": minus(f"{max(means):+.2f}"),
         "paper.most": minus(f"{min(means):+.2f}"),
     }
@@ -438,6 +461,11 @@ def gaps(data):
     return f"{min(differences):.2f} to {max(differences):.2f}"
 
 
+def base_width():
+    """Of the network that variants change."""
+    return str(next(width for name, width in WIDTHS if name == ONE))
+
+
 def best_of(data, variants, pairs=BASE):
     return max(variants, key=lambda entry: mean(data.of(entry[0], pairs).values()))[1]
 
@@ -459,16 +487,18 @@ def first_tables():
         return [label, size, count(pairs), str(len(single)), spread(single), spread(ensemble)]
 
     size = {name: millions(entry["parameters"]) for name, entry in networks.items() if isinstance(entry, dict)}
+    base = millions(max(data.of(ONE, key="parameters").values()))
     results = [
         trained("original's U-Net", UNET, BASE, size["unet"]),
         trained("original's Noise2Noise", NOISE2NOISE, BASE, size["noise2noise"]),
         trained("ours", "ours", BASE, size["ours"]),
-        trained("one direction, clean targets", "clean targets", BASE, size["ours"]),
+        trained("variant, clean targets", "clean targets", BASE, base),
         trained("ours", "ours", max(PAIRS), size["ours"]),
-        trained("one direction", ONE, max(PAIRS), size["ours"]),
-        trained("one direction, clean targets", "clean targets", max(PAIRS), size["ours"]),
+        trained("variant, both directions", BOTH, max(PAIRS), base),
+        trained("variant, one direction", ONE, max(PAIRS), base),
+        trained("variant, clean targets", "clean targets", max(PAIRS), base),
         *(
-            trained(f"one direction, {epochs} passes", ONE, max(PAIRS), size["ours"], epochs)
+            trained(f"variant, one direction, {epochs} passes", ONE, max(PAIRS), base, epochs)
             for epochs in data.repeated(ONE, max(PAIRS))[-1:]
         ),
         [
@@ -547,9 +577,9 @@ def few_table(data):
     """Few pairs seen once, and passed over again as `Recipe.min_pairs` says; empty without such trainings."""
     found = []
     for pairs in FEW:
-        once, again = (list(data.of(variant, pairs).values()) for variant in ("ours", AGAIN))
+        once, again = (list(data.of(name, pairs).values()) for name in (BOTH, AGAIN))
         if once and again:
-            gain = data.differences(AGAIN, pairs, base="ours")
+            gain = data.differences(AGAIN, pairs, base=BOTH)
             found.append([count(pairs), spread(once), spread(again), str(len(gain)), spread(gain, 2, "+")])
     return found
 
@@ -616,10 +646,8 @@ def second_facts():
         "shipped.worse": made_worse(scores, 2),
         "passes.two": f"{scores['passes_2'][1]:.2f}",
         "passes.five": f"{scores['passes_2'][4]:.2f}",
-        "parameters": millions(networks["shipped_2"]["parameters"]),
-        "multiply.adds": f"{networks['shipped_2']['multiply_adds'] / 1024 / 1000:.0f}",
-        "width": str(networks["shipped_2"]["architecture"]["width"]),
-        "deep": str(networks["shipped_2"]["architecture"]["deep_width"]),
+        **size_facts(networks["ours_2"]),
+        **{f"shipped.{name}": text for name, text in size_facts(networks["shipped_2"]).items()},
         "project1": f"{scores['passes_1'][0]:.2f}",
         "published": f"{published(2)['single']:.2f}",
         "published.who": published(2)["who"],
@@ -634,16 +662,28 @@ def second_facts():
         "batch": str(bench["batch"]),
         "load": f"{bench['load']:.0f}",
     }
-    both = data.differences("ours", max(PAIRS))
-    if both:
-        result |= {"both": spread(both, 2, "+"), "n.both": str(len(both)), "pairs.all": count(max(PAIRS))}
+    both, fresh = data.differences(BOTH, max(PAIRS)), list(data.of("ours", max(PAIRS)).values())
+    result |= {
+        "both": spread(both, 2, "+"),
+        "n.both": str(len(both)),
+        "pairs.all": count(max(PAIRS)),
+        "fresh": spread(fresh),
+        "fresh.lead": f"{mean(fresh) - published(2)['single']:.2f}",
+        "times": f"{networks['shipped_1']['multiply_adds'] / networks['shipped_2']['multiply_adds']:.0f}",
+    }
     result |= {f"rounding.{name.replace(' ', '.')}": str(value) for name, value in rounding["passed"].items()}
     for name, entry in bench["blocks"].items():
         result[f"ratio.{name}"] = f"{entry['together']:.2f}"
-    result["ratio.low"] = f"{min(entry['together'] for entry in bench['blocks'].values()):.2f}"
-    result["ratio.high"] = f"{max(entry['together'] for entry in bench['blocks'].values()):.2f}"
-    grown = [ratio for name in ("batch", "channel", "side") for _, ratio in bench[f"{name}_growth"]]
-    result["ratio.growth"] = f"{max(grown):.1f}"
+    blocks = [entry["together"] for name, entry in bench["blocks"].items() if not name.startswith("network")]
+    result |= {"ratio.low": f"{min(blocks):.2f}", "ratio.high": f"{max(blocks):.2f}"}
+    side, ratio = max(bench["side_growth"], key=lambda entry: entry[1])
+    result |= {"growth.side": str(side), "growth.ratio": f"{ratio:.1f}"}
+    half = known["precision"]["Miniproject_2"]
+    result |= {
+        "half.step": f"{bench['bfloat16_of_float32']:.2f}",
+        "half.score": f"{max(0.01, abs(half['bfloat16']['single'] - half['float32']['single'])):.2f}",
+        "half.image": f"{half['difference']['root_mean_square']:.2f}",
+    }
     result |= sweep_facts(data)
     of_each = sorted(scores["of_each_2"])
     result |= {
@@ -656,6 +696,16 @@ def second_facts():
     return result
 
 
+def size_facts(network):
+    """What tells a network of project 2 from others."""
+    return {
+        "parameters": millions(network["parameters"]),
+        "multiply.adds": f"{network['multiply_adds'] / 1024 / 1000:.0f}",
+        "width": str(network["architecture"]["width"]),
+        "deep": str(network["architecture"]["deep_width"]),
+    }
+
+
 def scores_input(scores):
     return mean(scores["input_of_each"])
 
@@ -665,8 +715,11 @@ def sweep_facts(data):
     for name, points in rates.items():
         rate, values = max(points, key=lambda point: mean(point[1]))
         result |= {f"sweep.{name}": spread(values), f"sweep.{name}.rate": f"{rate:g}"}
-        result[f"sweep.{name}.edge"] = "at an edge" if rate in (points[0][0], points[-1][0]) else "inside"
     counts = {len(values) for points in rates.values() for _, values in points}
+    rate = float(OURS_2.split()[1])
+    muon = {rate: mean(values) for rate, values in rates["Muon"]}
+    result |= {"sweep.ours": f"{rate:g}", "sweep.below": f"{max(muon.values()) - muon[rate]:.2f}"}
+    result["sweep.n"] = str(len(data.differences(SHAPES[0], SWEEP, OURS_2)))
     result["sweep.seeds"] = "two" if counts == {2} else "one or two" if counts == {1, 2} else "one"
     result["momentum"] = str(next(r["recipe"]["momentum"] for r in data.rows if r["variant"].startswith("momentum ")))
     result["sweep.low"], result["sweep.high"] = sweep_gain(rates)
@@ -699,11 +752,10 @@ def second_tables():
     ]
     results += [["ours, shipped weights", millions(mine["parameters"]), f"{scores['passes_2'][0]:.2f}"]]
     results += [["the same, self-ensemble", millions(mine["parameters"]), f"{scores['ensemble_2']:.2f}"]]
-    for pairs in sorted({row["pairs"] for row in data.rows if row["variant"] == "ours"} - set(FEW)):
-        values = data.of("ours", pairs).values()
-        results.append(
-            [f"ours, fresh, {count(pairs)} pairs, n = {len(values)}", millions(mine["parameters"]), spread(values)]
-        )
+    for pairs in sorted({row["pairs"] for row in data.rows if row["variant"] == "ours"}):
+        values, size = data.of("ours", pairs).values(), data.of("ours", pairs, key="parameters").values()
+        name = f"ours, fresh, {count(pairs)} pairs, n = {len(values)}"
+        results.append([name, millions(max(size)), spread(values)])
     return {
         "results": results,
         "shapes": shapes,
@@ -781,7 +833,7 @@ def photo_lines():
 
 
 def speed_lines(speed, precision):
-    """A third table: time and memory of the weights of project 1."""
+    """A third table: time and memory of the shipped weights."""
     seconds = {(row["name"], row["precision"]): row["seconds_per_megapixel"] for row in speed["times"]}
     machine, size = speed["machine"].split(",")[0], 4 * speed["megapixels"]
     lines = [
@@ -794,8 +846,11 @@ def speed_lines(speed, precision):
         cells = [f"{seconds[name, kind]:.1f}" if (name, kind) in seconds else "" for kind in ("bfloat16", "float32")]
         memory = speed["memory"].get(name, ["", ""])[1]
         lines.append(f"| {title} | {' | '.join(cells)} | {memory} |")
-    cells = [f"{precision[kind]['seconds']:.1f} s" for kind in ("bfloat16", "float32")]
-    return [*lines, f"| `bestmodel.pth`, {count(precision['images'])} images of 32 x 32 | {' | '.join(cells)} |  |"]
+    for project in ("Miniproject_1", "Miniproject_2"):
+        cells = [f"{precision[project][kind]['seconds']:.1f} s" for kind in ("bfloat16", "float32")]
+        title = f"`{project}/bestmodel.pth`, {count(precision['images'])} images of 32 x 32"
+        lines.append(f"| {title} | {' | '.join(cells)} |  |")
+    return lines
 
 
 def fresh_lines(data):
@@ -807,7 +862,7 @@ def fresh_lines(data):
 def fresh_line(data, pairs, epochs=1, variant="ours"):
     single, ensemble = (list(data.of(variant, pairs, epochs, key).values()) for key in ("single", "ensemble"))
     passes = "one epoch of" if epochs == 1 else f"{epochs} epochs of the same"
-    how = "" if variant == "ours" else f"{variant}, "
+    how = "" if variant == "ours" else f"width {base_width()}, {variant}, "
     name = f"ours, fresh, {how}{passes} {count(pairs)} pairs, n = {len(single)}"
     return f"| {name} | {spread(single)} dB | {spread(ensemble)} dB |"
 

@@ -3,10 +3,11 @@
     noise2noise denoise noisy.jpg -o clean.jpg
     noise2noise denoise holiday/ scan.tif -o denoised/ --compare page.html
 
-OUT is a file for one input file, else a folder, in which the structure of input folders is kept. Alpha, EXIF, ICC
-profile, resolution and bit depth are kept; pictures are turned upright. What is black and white: see --range. The
-noise before and after is an estimate from the picture itself, in 1/255 of the range: fine texture counts as noise,
-coarse noise does not. (Donoho and Johnstone's median with Immerkaer's mask, at full and at half size.)
+OUT is a file for one input file, else a folder, in which the structure of input folders is kept; hidden files and
+folders in these are left out. Alpha, EXIF, ICC profile, resolution and bit depth are kept; pictures are turned upright.
+What is black and white: see --range. The noise before and after is an estimate from the picture itself, in 1/255 of
+the range: fine texture counts as noise, coarse noise does not. (Donoho and Johnstone's median with Immerkaer's mask, at
+full and at half size.)
 
 Memory: about 40 bytes for each pixel of the largest picture, beside 0.6 GB for torch and the rows that are predicted at
 once. A picture of 4000 x 3000 took 0.9 GB (8 bits) to 1.0 GB (16 bits) with a small network.
@@ -18,6 +19,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,16 +33,19 @@ from Miniproject_1.commands.images import (
 )
 from Miniproject_1.commands.noise import noise_level
 from Miniproject_1.commands.progress import progress_bar
+from Miniproject_1.commands.ranks import is_first
 from Miniproject_1.commands.report import Page, png_to_show
-from Miniproject_1.commands.weights import add_weights, load_model, predict_colours
+from Miniproject_1.commands.weights import add_weights, load_model, predict_colours, weights_file
 
+LEFT_OUT = 5  # kinds of files, at most, that are named of those that are left out
 BAND, MARGIN = 640, 64  # rows that are predicted at once, and rows around them that do not count
 
 
 @dataclass(frozen=True)
 class Job:
     source: Path
-    target: Path
+    target: Path | None  # None for a folder that cannot be read
+    error: OSError | None = None
 
 
 def add_arguments(parser):
@@ -115,47 +120,86 @@ def share(text):
 # ---------------------------------------------------------------------------------------------- which files
 
 
-def plan(inputs, out):
-    """The jobs that the inputs make, in order. ValueError where two would write one file, or one its own input."""
+def plan(inputs, out, quiet=False):
+    """The jobs that the inputs make, in order. ValueError where there are none, or OUT must be a folder and is none."""
     one_file = len(inputs) == 1 and not inputs[0].is_dir() and not out.is_dir() and out.suffix
     if one_file:
         jobs = [Job(inputs[0], out)]
     else:
         if out.exists() and not out.is_dir():
             raise ValueError(f"{out} must be a folder, since there are several inputs or one that is a folder")
-        jobs = [job for given in inputs for job in jobs_of(given, out)]
+        jobs = [job for given in inputs for job in jobs_of(given, out, quiet)]
     if not jobs:
         raise ValueError(f"no picture in {', '.join(map(str, inputs))}: expected names in {', '.join(ENDINGS)}")
-    check_distinct(jobs)
     return jobs
 
 
-def jobs_of(given, out):
+def jobs_of(given, out, quiet):
     if not given.is_dir():
         return [Job(given, out / given.name)]
-    return [Job(path, out / path.relative_to(given)) for path in pictures_below(given, out)]
+    errors = []
+    pictures, others = files_below(given, out, errors.append)
+    if not quiet:
+        say_left_out(given, others)
+    jobs = [Job(path, out / path.relative_to(given)) for path in pictures]
+    return jobs + [Job(Path(error.filename or given), None, error) for error in errors]
 
 
-def pictures_below(folder, out=None):
-    """The pictures below a folder, sorted; links to folders are not followed, and `out` is left out."""
-    found, left_out = [], out and os.path.realpath(out)
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(parent, name)) != left_out]
-        paths = (Path(parent, name) for name in names)
-        found += [path for path in paths if path.suffix.lower() in ENDINGS and not path.name.startswith(".")]
-    return sorted(found)
+def pictures_below(folder):
+    """The pictures below a folder, sorted; says how many other files there are. OSError as `files_below`."""
+    pictures, others = files_below(folder)
+    say_left_out(folder, others)
+    return pictures
 
 
-def check_distinct(jobs):
-    sources = {os.path.realpath(job.source): job.source for job in jobs}
-    writers = {}
-    for job in jobs:
-        target = os.path.realpath(job.target)
-        if target in writers:
-            raise ValueError(f"{writers[target]} and {job.source} would both be written to {job.target}")
-        if target in sources:
-            raise ValueError(f"{job.target} is an input, which is never overwritten; choose another --out")
-        writers[target] = job.source
+def files_below(folder, out=None, failed=None):
+    """The pictures below a folder, and the other files, both sorted.
+
+    Hidden files and folders, whose names start with a dot, and the folder `out` are left out; links to folders are not
+    followed. `failed` is called with the OSError of each folder that cannot be read; without it the first is raised.
+    """
+    pictures, others, left_out = [], [], out and os.path.realpath(out)
+    for parent, folders, names in os.walk(folder, onerror=failed or raise_error):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) != left_out
+        ]
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            (pictures if path.suffix.lower() in ENDINGS else others).append(path)
+    return sorted(pictures), sorted(others)
+
+
+def raise_error(error):
+    raise error
+
+
+def say_left_out(folder, others):
+    """One line about the files of a folder that are taken for no pictures."""
+    if others and is_first():
+        counts = Counter(path.suffix.lower() or "without ending" for path in others).most_common()
+        kinds = [f"{count} {ending}" for ending, count in counts[:LEFT_OUT]] + ["others"] * (len(counts) > LEFT_OUT)
+        files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
+        print(f"{folder}: {files} left out ({', '.join(kinds)}); read are {', '.join(ENDINGS)}", file=sys.stderr)
+
+
+def check_outputs(outputs, inputs):
+    """ValueError where a file to write is an input, or where two of them are one.
+
+    Args:
+        outputs: (what is written there, path) of each file to write; a path of None is none.
+        inputs: files and folders; all pictures below a folder are inputs.
+    """
+    files = (file for path in inputs for file in (files_below(path)[0] if path.is_dir() else [path]))
+    read, written = set(map(os.path.realpath, files)), {}
+    for what, path in outputs:
+        place = path and os.path.realpath(path)
+        if place in written:
+            raise ValueError(f"{written[place]} and {what} would both be written to {path}")
+        if place in read:
+            raise ValueError(f"{path} is an input, which is never overwritten; choose another name")
+        if place:
+            written[place] = what
 
 
 # ---------------------------------------------------------------------------------------------- one picture
@@ -169,8 +213,16 @@ def bands(height):
         yield slice(first, last), slice(start, stop), slice(start - first, stop - first)
 
 
+def predicted(model, noisy, space, ensemble=None):
+    """`predict_colours` on the CPU. ValueError where it is not finite, as with weights of NaN."""
+    clean = predict_colours(model, noisy, space, ensemble).cpu()
+    if not clean.isfinite().all():
+        raise ValueError("the prediction holds values that are not finite; are the weights damaged?")
+    return clean
+
+
 def denoised(model, picture, strength=1.0, ensemble=None, progress=None):
-    """The pixels of a picture without its noise, of the same shape and type; alpha as it is.
+    """The pixels of a picture without its noise, of the same shape and type; alpha as it is. Raises as `predicted`.
 
     The picture is predicted in bands, so that only its stored pixels are in memory as a whole.
     """
@@ -178,7 +230,7 @@ def denoised(model, picture, strength=1.0, ensemble=None, progress=None):
     parts = list(bands(len(picture.pixels)))
     for done, (rows, kept, inside) in enumerate(parts, start=1):
         noisy = picture.values(rows)
-        clean = noisy.lerp(predict_colours(model, noisy, picture.space, ensemble).cpu(), strength)
+        clean = noisy.lerp(predicted(model, noisy, picture.space, ensemble), strength)
         result.store(clean[:, :, inside], kept)
         if progress:
             progress(done, len(parts))
@@ -188,6 +240,8 @@ def denoised(model, picture, strength=1.0, ensemble=None, progress=None):
 def do(job, model, options, page, progress=None):
     """Denoises one picture; returns what is to be said about it."""
     began = time.monotonic()
+    if job.error:
+        raise job.error
     if os.path.lexists(job.target) and not options.force:
         raise FileExistsError(f"{job.target} exists; --force overwrites")
     picture = read_picture(job.source, options.max_megapixels, options.range)
@@ -224,7 +278,9 @@ def sentence(facts):
 
 
 def run(options):
-    jobs = plan(options.inputs, options.out)
+    jobs = plan(options.inputs, options.out, options.quiet)
+    outputs = [(job.source, job.target) for job in jobs] + [("the page", options.compare)]
+    check_outputs(outputs, [job.source for job in jobs if not job.error] + [weights_file(options.weights)])
     if options.compare and options.compare.exists() and not options.force:
         raise FileExistsError(f"{options.compare} exists; --force overwrites")
     model, failures = load_model(options.weights, options.device), 0
@@ -242,5 +298,5 @@ def run(options):
                 bar.write(sentence(facts))
             bar.next()
     if failures:
-        print(f"{failures} of {len(jobs)} pictures could not be denoised; they are named above", file=sys.stderr)
+        print(f"{failures} of {len(jobs)} could not be denoised; they are named above", file=sys.stderr)
     return 1 if failures else 0

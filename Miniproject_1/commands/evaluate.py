@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from Miniproject_1.commands.denoise import add_limit
+from Miniproject_1.commands.denoise import add_limit, check_outputs, predicted
 from Miniproject_1.commands.drawing import check_figure, need_figure, save_figure
 from Miniproject_1.commands.pairs import Scale, add_common_range, add_pairs, open_pairs
 from Miniproject_1.commands.progress import progress_bar
-from Miniproject_1.commands.weights import add_weights, load_model, predict_colours
+from Miniproject_1.commands.weights import add_weights, load_model
 
 SSIM_SETTINGS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
 SSIM_SIDE = 11  # pixels of its window
@@ -46,7 +46,9 @@ def add_arguments(parser):
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw PSNR before and after: .png or .svg")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="show the best and the worst pictures: .png or .svg")
-    parser.add_argument("--force", action="store_true", help="overwrite the files of --plot and --sheet")
+    parser.add_argument(
+        "--force", action="store_true", help="overwrite the files of --plot and --sheet; never an input"
+    )
     parser.add_argument("--quiet", action="store_true", help="only the means")
     parser.add_argument("--json", action="store_true", help="say it as JSON, one object a line and picture")
 
@@ -60,8 +62,8 @@ def mean_squared_error(image, clean):
 
 
 def psnr(mse):
-    """In dB; inf for equal images."""
-    return -10 * math.log10(mse) if mse > 0 else math.inf
+    """In dB; inf for equal images, NaN for NaN."""
+    return math.inf if mse == 0 else -10 * math.log10(mse)
 
 
 def ssim(image, clean):
@@ -119,7 +121,7 @@ def classics(noisy, clean):
 
 def denoised(model, noisy, options):
     space = "CMYK" if noisy.shape[1] == 4 else ""
-    return predict_colours(model, noisy, space, options.ensemble or None).cpu()
+    return predicted(model, noisy, space, options.ensemble or None)
 
 
 def versions(model, weights, noisy, clean, options):
@@ -195,6 +197,8 @@ def run(options):
     for option, path in (("--plot", options.plot), ("--sheet", options.sheet)):
         if path is not None:
             check_figure(option, path, options.force)
+    inputs = [path for path in (options.first, options.second) if path is not None]
+    check_outputs([("the plot", options.plot), ("the sheet", options.sheet)], inputs)
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit takes at least 1; got {options.limit}")
     scale = Scale(options.range)
@@ -229,8 +233,10 @@ def run(options):
 def means(errors, similarities):
     pooled = math.fsum(mse * size for mse, size in errors) / sum(size for _, size in errors)
     known = [value for value in similarities if value is not None]
+    decibels = [psnr(mse) for mse, _ in errors if mse != 0]  # equal ones would make the mean infinite
     return {
-        "psnr": finite(sum(psnr(mse) for mse, _ in errors) / len(errors)),
+        "psnr": round(sum(decibels) / len(decibels), 3) if decibels else None,
+        "equal": len(errors) - len(decibels),
         "psnr_of_pooled_error": finite(psnr(pooled)),
         "ssim": round(sum(known) / len(known), 4) if known else None,
     }
@@ -252,5 +258,6 @@ def table(summary, count):
             f"{facts[key]:9.2f}" if facts[key] is not None else f"{'equal':>9}"
             for key in ("psnr", "psnr_of_pooled_error")
         ]
-        lines.append(f"{name:24.24} {' '.join(cells)} {'-' if facts['ssim'] is None else facts['ssim']:>7}")
+        note = f"  (PSNR without {facts['equal']} equal to the clean)" if 0 < facts["equal"] < count else ""
+        lines.append(f"{name:24.24} {' '.join(cells)} {'-' if facts['ssim'] is None else facts['ssim']:>7}{note}")
     return "\n".join(lines)

@@ -48,6 +48,8 @@ DESCRIPTIVE = (270, 271, 272, 305, 306, 315, 316, 33432, EXIF_IFD, GPS_IFD)
 LOST_EXIF = "of its EXIF only description, camera, date, artist and copyright are kept"
 EXTRA_CHANNEL = "a channel that is neither colour nor transparency is left out"
 EXTRA_SAMPLES = 338  # the TIFF tag that says what channels beyond the colours are: each 0, 1 or 2
+NEW_SUBFILE_TYPE, IMAGE_DESCRIPTION, SUB_DIRECTORIES, DNG_VERSION = 254, 270, 330, 50706
+PLANAR_CONFIGURATION, SAMPLE_FORMAT, IN_PLANES, SIGNED = 284, 339, 2, 2
 UNKNOWN, PREMULTIPLIED = 0, 1
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # the TIFF tag that says what values mean, and one of its values
 
@@ -277,10 +279,29 @@ def pillow_reads_tiff(file):
         image = Image.open(file, formats=["TIFF"])
     except (Image.UnidentifiedImageError, KeyError):
         return False
-    bits, kinds = image.tag_v2.get(258, (1,)), image.tag_v2.get(339, (1,))
+    refuse_more_than_shown(image.tag_v2)
+    bits, kinds = image.tag_v2.get(258, (1,)), image.tag_v2.get(SAMPLE_FORMAT, (1,))
     if max(bits) <= 8:
-        return True
-    return max(bits) == 16 and set(kinds) == {1} and (image.mode.startswith("I;16") or byte_orders(image) is not None)
+        return SIGNED not in kinds
+    in_planes = image.tag_v2.get(PLANAR_CONFIGURATION) == IN_PLANES  # compressed, of which Pillow keeps 8 bits
+    if max(bits) > 16 or set(kinds) != {1} or in_planes:
+        return False
+    return image.mode.startswith("I;16") or byte_orders(image) is not None
+
+
+def refuse_more_than_shown(tags):
+    """Raises where the first picture of a TIFF, by the tags of its directory, is not what the file is about."""
+    if DNG_VERSION in tags or (SUB_DIRECTORIES in tags and tags.get(NEW_SUBFILE_TYPE, 0) & 1):
+        raise Refused("a camera's raw file, of which only the preview can be read; develop it to TIFF first")
+    frames = hidden_frames(tags.get(IMAGE_DESCRIPTION))
+    if frames:
+        raise Refused(f"an ImageJ stack of {frames} pictures in one; save it as a TIFF of {frames} pages")
+
+
+def hidden_frames(description):
+    """How many pictures ImageJ put behind the first page of a large stack, told by its description; 0 for none."""
+    found = re.match(r"ImageJ=.*?\bimages=(\d+)", str(description), re.DOTALL)
+    return int(found[1]) if found and int(found[1]) > 1 else 0
 
 
 def decode_with_pillow(image, file):
@@ -398,6 +419,7 @@ def decode_with_tifffile(file, max_megapixels):
         if len(tiff.pages) > 1:
             raise Refused(f"it holds {len(tiff.pages)} pictures; only files of one picture are read")
         page = tiff.pages[0]
+        refuse_more_than_shown({tag.code: tag.value for tag in page.tags})
         check_size(page.imagewidth, page.imagelength, max_megapixels)
         if page.dtype is None or (page.dtype.kind != "f" and page.dtype != "uint16") or page.imagedepth != 1:
             raise Refused(f"TIFFs of {page.dtype} are not read; use unsigned 8 or 16 bits, or floating point")
@@ -505,7 +527,7 @@ def upright_exif(exif, shape, notes, tiff=False):
             return None
         if ORIENTATION in exif:
             exif[ORIENTATION] = 1
-        details = exif.get_ifd(EXIF_IFD)
+        details = exif.get_ifd(EXIF_IFD) if EXIF_IFD in exif else {}  # asking for it would make one
         for code, size in ((PAGE_HEIGHT, shape[0]), (PAGE_WIDTH, shape[1])):
             if code in details:
                 details[code] = size
@@ -571,6 +593,8 @@ def whole_file(path, overwrite):
     try:
         with open(temporary, "xb") as file:
             yield file
+        if overwrite and os.name == "posix" and path.is_file():
+            os.chmod(temporary, path.stat().st_mode & 0o777)
         move(temporary, path, overwrite)
     finally:
         temporary.unlink(missing_ok=True)

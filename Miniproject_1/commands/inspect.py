@@ -107,7 +107,7 @@ def brightness_levels(first, second):
     bright = torch.nn.functional.avg_pool2d((first + second).mean(1, keepdim=True), 5, 1, 2, count_include_pad=False)
     order = bright.expand_as(difference).flatten().argsort()
     thirds = difference.flatten()[order].tensor_split(3)
-    return [math.sqrt(third.square().mean().item() / 2) for third in thirds]
+    return [math.sqrt(third.square().mean().item() / 2) if len(third) else 0.0 for third in thirds]
 
 
 def channel_correlation(first, second):
@@ -116,7 +116,7 @@ def channel_correlation(first, second):
     if channels == 1:
         return None
     rows = (first - second).transpose(0, 1).flatten(1)
-    if not rows.std(1).all():
+    if rows.shape[1] < 2 or not rows.std(1).all():
         return 0.0
     return ((rows.corrcoef().sum() - channels) / (channels * (channels - 1))).item()
 
@@ -196,6 +196,7 @@ def inspect_pairs(pairs, try_weights=True, device=None):
     variance = (first - second - (first - second).mean((0, 2, 3), keepdim=True)).square().mean().item() / 2
     levels = [math.sqrt(max(0.0, variance * (1 + sign * noise.imbalance))) for sign in (1, -1)]
     findings = [
+        on_copies(pairs),
         on_level(levels),
         on_shared(level_of([square[None] for square in first[:JUDGED]]), max(levels)),
         on_neighbours(noise.correlation, first.numel()),
@@ -212,6 +213,16 @@ def inspect_pairs(pairs, try_weights=True, device=None):
 
 def fit(findings):
     return all(finding.verdict != BAD for finding in findings)
+
+
+def on_copies(pairs):
+    """Pairs of the same picture twice, among the others: a part of the training teaches to keep the noise."""
+    numbers = range(0, len(pairs), -(-len(pairs) // LOOKED_AT))
+    copies = sum(torch.equal(*pairs.pair(number)) for number in numbers)
+    if not copies:
+        return None
+    text = f"{copies} of {len(numbers)} pairs are the same picture twice: leave them out, or the noise is learnt."
+    return Finding("copies", {"copies": copies, "pairs": len(numbers)}, BAD, text)
 
 
 def on_level(levels):

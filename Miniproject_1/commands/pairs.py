@@ -16,6 +16,7 @@ from Miniproject_1.commands.images import (
     DEFAULT_MEGAPIXELS,
     check_size,
     default_range,
+    hidden_frames,
     need_numpy,
     need_tifffile,
     range_in_words,
@@ -23,6 +24,7 @@ from Miniproject_1.commands.images import (
     to_255,
 )
 from Miniproject_1.commands.ranks import is_first
+from Miniproject_1.model import out_of_scale
 
 PAIRS_HELP = (
     "two pictures, or two folders whose files are paired by name; a .pkl alone, which holds two tensors (N, C, H, W) "
@@ -318,10 +320,16 @@ def read_tensors(path, scale):
         raise ValueError(f"{path} is not readable as two tensors that torch.save wrote: {error}") from error
     if not isinstance(content, (tuple, list)) or len(content) != 2 or not all(map(torch.is_tensor, content)):
         raise ValueError(f"{path} must hold two tensors (N, C, H, W)")
+    if any(part.is_floating_point() and not part.isfinite().all() for part in content):
+        raise ValueError(f"{path} holds NaN or infinite values; replace them first, such as by tensor.nan_to_num()")
     if scale.given is not None:
         return [to_255(part.float(), scale.given) for part in content]
-    if any(part.is_floating_point() and part.numel() and 0 < part.max() <= 1 for part in content):
-        raise ValueError(f"{path} has values in [0, 1], and tensors are taken to be in [0, 255]; give --range 0 1")
+    if any(part.numel() and out_of_scale(part) for part in content):
+        low, high = min(part.min().item() for part in content), max(part.max().item() for part in content)
+        raise ValueError(
+            f"{path} has values in [{low:g}, {high:g}], and tensors are taken to be in [0, 255]; give theirs, such as "
+            "--range 0 1 or --range 0 65535"
+        )
     return content
 
 
@@ -342,6 +350,11 @@ def pages(path):
     tifffile = need_tifffile()
     try:
         with tifffile.TiffFile(path) as tiff:
+            frames = hidden_frames(tiff.pages[0].description)
+            if frames and len(tiff.pages) == 1:
+                raise ValueError(
+                    f"{path} is an ImageJ stack of {frames} pictures in one; save it as one of {frames} pages"
+                )
             return len(tiff.pages)
     except tifffile.TiffFileError:  # the name lies, or it is damaged: the decoder says which
         return 1
@@ -431,6 +444,6 @@ def blocks(pairs, side, count, overlap=1, seed=0):
 def places(height, width, side, count, overlap, generator):
     """Corners of up to `count` different squares of a grid, in random order."""
     step = max(1, side // overlap)
-    rows, columns = (height - side) // step + 1, (width - side) // step + 1
+    rows, columns = (max(0, (size - side) // step + 1) for size in (height, width))
     for number in torch.randperm(rows * columns, generator=generator)[:count].tolist():
         yield number // columns * step, number % columns * step

@@ -37,14 +37,16 @@ WEIGHTS always holds the averaged weights of the last epoch. WEIGHTS.checkpoint,
 import copy
 import itertools
 import math
+import os
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from Miniproject_1.commands.denoise import add_limit
+from Miniproject_1.commands.denoise import add_limit, check_outputs
 from Miniproject_1.commands.drawing import check_figure, need_figure, save_figure
 from Miniproject_1.commands.evaluate import mean_squared_error, psnr
 from Miniproject_1.commands.inspect import BAD, FINE, fit, inspect_pairs, on_single, say
@@ -101,7 +103,7 @@ def add_arguments(parser):
     parser.add_argument("--validate", type=Path, nargs="+", metavar=("NOISY", "CLEAN"), help="also PSNR: " + PAIRS_HELP)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the curve: .png or .svg; needs matplotlib")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and all random draws (default: 0)")
-    parser.add_argument("--force", action="store_true", help="overwrite WEIGHTS and its checkpoint")
+    parser.add_argument("--force", action="store_true", help="overwrite WEIGHTS and its checkpoint; never an input")
     parser.add_argument("--no-inspect", action="store_true", help="do not look at the pictures first; refuse none")
     parser.add_argument("--quiet", action="store_true", help="say nothing but warnings and errors")
     add_device(parser)
@@ -282,7 +284,7 @@ def facts(run, held, floored, validation):
     loss, noisy = standing(run.model, held)
     figures = {"training loss": run.mean_loss(), "loss": loss}
     figures |= {"floor": noisy / 2} if floored else {"noisy": noisy}
-    if floored and loss > noisy / 2:
+    if floored and not loss <= noisy / 2:  # so that NaN remains one
         figures["dB"] = psnr(loss - noisy / 2)
     if validation is not None:
         figures["validation"] = validate(run.model, validation)
@@ -373,8 +375,13 @@ def checksum(stack):
 
 
 def check_files(options, checkpoint):
-    if (options.epochs is not None and options.epochs < 1) or (options.minutes is not None and not options.minutes > 0):
-        raise ValueError("--epochs takes at least 1, --minutes more than 0")
+    """Raises ValueError or OSError for what would stop the training, or its files from being written, later."""
+    if options.epochs is not None and options.epochs < 1:
+        raise ValueError(f"--epochs takes at least 1; got {options.epochs}")
+    if options.minutes is not None and not 0 < options.minutes < math.inf:
+        raise ValueError(f"--minutes takes a number of more than 0, no infinity; got {options.minutes:g}")
+    outputs = {"the weights": options.out, "the checkpoint": checkpoint, "the plot": options.plot}
+    check_outputs(outputs.items(), [*options.sources, *(options.validate or [])])
     if options.plot:
         check_figure("--plot", options.plot, options.resume or options.force)
     if options.resume and not checkpoint.exists():
@@ -384,7 +391,21 @@ def check_files(options, checkpoint):
             raise FileExistsError(f"{checkpoint} exists; --resume goes on with it, --force starts anew")
         if options.out.exists():
             raise FileExistsError(f"{options.out} exists; --force overwrites, --start learns on from it")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for path in filter(None, outputs.values()):
+        check_writable(path)
+
+
+def check_writable(path):
+    """OSError where no file can be written at `path`; its folder is made where there is none."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    folder = Path(os.path.realpath(path)).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"nothing can be written to {folder}: {error.strerror}") from error
 
 
 def open_validation(options, scale):
@@ -428,8 +449,16 @@ def make_model(options, channels):
     return model
 
 
+def check_losses(training):
+    """RuntimeError where a loss of the epoch is not finite: no later step makes up for that."""
+    if not torch.stack(training.losses).isfinite().all():
+        raise RuntimeError(
+            "the training loss is no longer finite; WEIGHTS and its checkpoint, where there are any, are from before"
+        )
+
+
 def learn(training, options, checkpoint, key, report):
-    """Steps to the end; writes weights after each epoch, and checkpoints."""
+    """Steps to the end; writes weights after each epoch, and checkpoints. RuntimeError as `check_losses`."""
     began = saved = time.monotonic()
     with progress_bar(training.steps, options.quiet) as bar:
         bar.done = training.training.steps
@@ -439,6 +468,9 @@ def learn(training, options, checkpoint, key, report):
             if not is_first():
                 training.losses.clear()
                 continue
+            due = ended or time.monotonic() - saved > CHECKPOINT_SECONDS
+            if due:
+                check_losses(training)
             if ended:
                 with training.training.averaged():
                     training.model.choose_views(training.pairs.noisy_a, training.pairs.noisy_b)
@@ -446,6 +478,6 @@ def learn(training, options, checkpoint, key, report):
                     line = report(time.monotonic() - began)
                 if not options.quiet:
                     bar.write(line)
-            if ended or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if due:
                 save_atomically(training.state_dict(key), checkpoint)
                 saved = time.monotonic()

@@ -136,7 +136,46 @@ def test_folders_keep_their_structure(tmp_path, identity, capsys):
         pair = [images.read_picture(tmp_path / folder / name).pixels for folder in ("in", "out")]
         assert (pair[0] == pair[1]).all()
     said = capsys.readouterr()
-    assert said.out.count("60 x 40, noise") == 4 and not said.err
+    assert said.out.count("60 x 40, noise") == 4
+    assert (
+        said.err.startswith(f"{tmp_path}/in: 1 file is left out (1 .txt); read are .png") and said.err.count("\n") == 1
+    )
+
+
+def test_hidden_files_and_those_of_other_kinds_are_left_out(tmp_path, identity, capsys):
+    for name in ("a.png", ".b.png", ".trash/c.png", "d/.e/f.png"):
+        write(tmp_path / "in" / name)
+    for name in ("1.BMP", "2.bmp", "3.cr2", "4.cr2", "5.cr2", "6", "7.x", "8.y", "9.z", ".hidden.gif", ".trash/10.gif"):
+        (tmp_path / "in" / name).touch()
+    given = ["denoise", f"{tmp_path}/in", "-o", f"{tmp_path}/out", "--weights", str(identity)]
+    assert main(given) == 0
+    assert [path.name for path in (tmp_path / "out").rglob("*.*")] == ["a.png"]
+    kinds = "9 files are left out (3 .cr2, 2 .bmp, 1 without ending, 1 .x, 1 .y, others); "
+    assert kinds in capsys.readouterr().err
+    assert main([*given, "--force", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert [path.name for path in denoise.pictures_below(tmp_path / "in")] == ["a.png"]
+    assert kinds in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, identity, capsys, monkeypatch):
+    for name in ("a.png", "locked/b.png"):
+        write(tmp_path / "in" / name)
+    scandir = os.scandir
+
+    def refuses(path):
+        if os.path.basename(path) == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)  # permissions do not stop root
+    given = ["denoise", f"{tmp_path}/in", "-o", f"{tmp_path}/out", "--weights", str(identity)]
+    assert main(given) == 1
+    said = capsys.readouterr()
+    assert f"{tmp_path}/in/locked: " in said.err and "Permission denied" in said.err and "1 of 2" in said.err
+    assert "a.png: 60 x 40" in said.out and os.listdir(tmp_path / "out") == ["a.png"]
+    with pytest.raises(PermissionError):
+        denoise.pictures_below(tmp_path / "in")
 
 
 def test_one_bad_file_does_not_stop_the_rest(tmp_path, identity, capsys):
@@ -172,6 +211,37 @@ def test_inputs_are_never_overwritten(tmp_path, identity, capsys):
         assert main(["denoise", str(source), "-o", str(out), "--weights", str(identity), "--force"]) == 1
         assert "never overwritten" in capsys.readouterr().err
     assert source.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("page", "reason"),
+    [
+        ("in/a.png", "never overwritten"),
+        ("link/a.png", "never overwritten"),
+        ("weights.pth", "never overwritten"),
+        ("out/a.png", "in/a.png and the page would both be written to"),
+    ],
+)
+def test_the_page_overwrites_no_input_and_no_result(tmp_path, identity, capsys, page, reason):
+    write(tmp_path / "in" / "a.png")
+    write(tmp_path / "out" / "a.png", seed=1)
+    (tmp_path / "weights.pth").write_bytes(identity.read_bytes())
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.p*")}
+    given = [f"{tmp_path}/in", "-o", f"{tmp_path}/out", "--weights", f"{tmp_path}/weights.pth", "--force"]
+    assert main(["denoise", *given, "--compare", f"{tmp_path}/{page}"]) == 1
+    assert reason in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.p*")} == before
+
+
+def test_a_prediction_of_nan_is_an_error_not_a_black_picture(tmp_path, identity, capsys, monkeypatch):
+    source = write(tmp_path / "a.png")
+    monkeypatch.setattr(Model, "predict", lambda self, images, ensemble=None: images * float("nan"))
+    assert main(["denoise", str(source), "-o", f"{tmp_path}/b.png", "--weights", str(identity)]) == 1
+    assert "a.png: the prediction holds values that are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "b.png").exists()
+    assert main(["evaluate", str(source), str(source), "--weights", str(identity)]) == 1
+    assert "not finite" in capsys.readouterr().err
 
 
 def test_a_link_is_replaced_not_followed(tmp_path, identity):

@@ -154,19 +154,47 @@ def test_all_sixteen_bits_of_a_png_with_a_transparent_colour(tmp_path):
     assert read.alpha and (read.pixels[:, :, 3] == 0).sum() == 1 and read.pixels[2, 1, 3] == 0
 
 
-@pytest.mark.parametrize("layout", ["little", "big", "planes", "lzw"])
+@pytest.mark.parametrize("layout", ["little", "big", "planes", "planes, zlib", "lzw"])
 def test_all_sixteen_bits_of_a_tiff(tmp_path, layout):
     tifffile = pytest.importorskip("tifffile")
     values = RANDOM.integers(0, 65536, (25, 14, 3), dtype="uint16")
     options = {"photometric": "rgb", "byteorder": ">" if layout == "big" else "<"}
-    if layout == "planes":
-        tifffile.imwrite(tmp_path / "a.tif", values.transpose(2, 0, 1), planarconfig="separate", **options)
+    if layout.startswith("planes"):
+        options |= {"planarconfig": "separate", "compression": "zlib" if "zlib" in layout else None}
+        tifffile.imwrite(tmp_path / "a.tif", values.transpose(2, 0, 1), **options)
     elif layout == "lzw":
         pytest.importorskip("imagecodecs")
         tifffile.imwrite(tmp_path / "a.tif", values, compression="lzw", **options)
     else:
         tifffile.imwrite(tmp_path / "a.tif", values, **options)
     assert (images.read_picture(tmp_path / "a.tif").pixels == values).all()
+
+
+def test_signed_bytes_are_refused(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", RANDOM.integers(-128, 128, (9, 8), dtype="int8"))
+    with pytest.raises(ValueError, match="TIFFs of int8 are not read"):
+        images.read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_stack_behind_one_page_is_no_picture(tmp_path, dtype):
+    """ImageJ writes large stacks so, and tells their number in the description."""
+    tifffile = pytest.importorskip("tifffile")
+    stack = (RANDOM.random((5, 9, 8)) * 200).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, truncate=True)
+    with pytest.raises(ValueError, match="an ImageJ stack of 5 pictures in one"):
+        images.read_picture(tmp_path / "a.tif")
+
+
+def test_the_preview_in_a_raw_file_is_no_picture(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        preview = RANDOM.integers(0, 256, (8, 8, 3), dtype="uint8")
+        file.write(preview, photometric="rgb", subfiletype=1, subifds=1)
+        file.write(RANDOM.integers(0, 4096, (64, 64), dtype="uint16"), photometric="cfa", subfiletype=0)
+    with pytest.raises(ValueError, match="raw file, of which only the preview"):
+        images.read_picture(tmp_path / "a.tif")
 
 
 def test_palettes_become_full_colour_and_say_so(tmp_path):

@@ -180,6 +180,34 @@ def test_the_same_picture_twice():
     assert not fit and found["independence"].verdict == "BAD"
 
 
+def test_pairs_of_the_same_picture_twice_among_others():
+    a, b = (torch.cat(parts) for parts in zip(*(pair(size=64, seed=seed) for seed in range(4)), strict=True))
+    b[2] = a[2]
+    found, fit = findings(a, b)
+    assert not fit and "1 of 4 pairs are the same picture twice" in found["copies"].text
+    assert "copies" not in findings(a[:2], b[:2])[0]
+
+
+def test_pairs_of_one_pixel_are_finite_numbers(tmp_path, capsys):
+    torch.save([torch.full((2, 3, 1, 1), value, dtype=torch.uint8) for value in (90, 100)], tmp_path / "a.pkl")
+    assert main(["inspect", str(tmp_path / "a.pkl"), "--json", "--no-weights"]) == 0
+    assert "NaN" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (torch.tensor([0.0, math.nan]), "NaN or infinite"),
+        (torch.tensor([-0.1, 1.2]), "has values in [-0.1, 1.2]"),
+        (torch.tensor([0, 65535]), "--range 0 65535"),
+    ],
+)
+def test_tensors_that_are_not_of_255(tmp_path, capsys, values, words):
+    torch.save([values.repeat(32).view(1, 1, 8, 8)] * 2, tmp_path / "a.pkl")
+    assert main(["inspect", str(tmp_path / "a.pkl")]) == 1
+    assert words in capsys.readouterr().err
+
+
 def test_clean_pairs_have_hardly_any_noise():
     found, _ = findings(*pair(0.1))
     assert found["noise"].verdict == "mind" and "hardly any" in found["noise"].text

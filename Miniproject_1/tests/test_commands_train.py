@@ -143,7 +143,62 @@ def test_nothing_is_overwritten(files, capsys):
     assert "not a readable checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("more", "reason"), [(("--epochs", "0"), "at least 1"), (("--minutes", "-1"), "more than 0")])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("a.npy b.npy -o b.npy", "b.npy is an input, which is never overwritten"),
+        ("a.npy b.npy -o link.npy", "link.npy is an input"),
+        ("in -o in/1.png", "in/1.png is an input"),
+        ("in -o new.pth --plot in/2.png", "in/2.png is an input"),
+        ("new.checkpoint b.npy -o new", "new.checkpoint is an input"),
+        ("a.npy b.npy -o val.pkl --validate val.pkl", "val.pkl is an input"),
+        ("a.npy b.npy -o new.png --plot new.png", "the weights and the plot would both be written to new.png"),
+    ],
+)
+def test_inputs_are_never_overwritten(tmp_path, monkeypatch, capsys, options, reason):
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    for name in ("a.npy", "b.npy", "in/1.png", "in/2.png", "new.checkpoint", "val.pkl"):
+        Path(name).write_text("precious")
+    Path("link.npy").symlink_to("b.npy")
+    assert main(["train", *options.split(), "--force"]) == 1
+    assert reason in capsys.readouterr().err
+    assert all(path.read_text() == "precious" for path in tmp_path.rglob("*.*"))
+    assert not Path("new.png").exists() and not Path("new.pth").exists()
+
+
+def test_what_cannot_be_written_is_told_before_training(files, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(train, "learn", lambda *_: pytest.fail("it has begun to train"))
+    for folder in ("weights", "other.checkpoint", "plot.svg"):
+        (files / folder).mkdir()
+    (files / "file").touch()
+    for out, more, reason in (
+        ("weights", [], "weights is a folder"),
+        ("other", [], "other.checkpoint is a folder"),
+        ("new.pth", ["--plot", f"{files}/plot.svg"], "plot.svg is a folder"),
+        ("file/new.pth", [], f"nothing can be written to {files}/file"),
+    ):
+        assert main(command(files, *more, "--force", out=out)) == 1
+        assert reason in capsys.readouterr().err
+
+    def refuses(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(train.tempfile, "TemporaryFile", refuses)  # permissions do not stop root
+    assert main(command(files)) == 1
+    assert f"nothing can be written to {files}: Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (("--epochs", "0"), "at least 1"),
+        (("--minutes", "-1"), "more than 0"),
+        (("--minutes", "inf"), "more than 0, no infinity; got inf"),
+        (("--minutes", "nan"), "more than 0, no infinity; got nan"),
+    ],
+)
 def test_wrong_lengths(files, more, reason, capsys):
     assert main(command(files, *more)) == 1
     assert reason in capsys.readouterr().err
@@ -499,6 +554,25 @@ def test_other_pictures_are_not_resumed(files, monkeypatch, capsys):
     assert "of another run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seconds", [math.inf, -1])  # between checkpoints
+def test_a_loss_that_is_not_finite_leaves_the_files_as_they_are(files, monkeypatch, capsys, seconds):
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", seconds)
+    assert main(command(files, "--epochs", "1", "--no-inspect")) == 0
+    good, step = (files / "new.pth").read_bytes(), train.Training.step
+    capsys.readouterr()
+    monkeypatch.setattr(train.Training, "step", lambda *given: step(*given) * math.nan)
+    assert main(command(files, "--epochs", "1", "--no-inspect", "--force")) == 1
+    said = capsys.readouterr()
+    assert "the training loss is no longer finite" in said.err and not said.out
+    assert (files / "new.pth").read_bytes() == good and not (files / "new.pth.checkpoint").exists()
+
+
+def test_a_held_out_loss_of_nan_is_said_to_be_one(files, monkeypatch, capsys):
+    monkeypatch.setattr(train, "standing", lambda *_: (math.nan, 0.02))
+    assert main(command(files, "--epochs", "1", "--no-inspect")) == 0
+    assert "loss nan, floor 0.01000, so nan dB" in capsys.readouterr().out
+
+
 def test_weights_are_written_before_they_are_judged(files, monkeypatch):
     judged = []
 
@@ -605,7 +679,46 @@ def test_equal_pictures_are_said_to_be_equal(files, capsys):
     clean = torch.load(files / "val.pkl")[1][:1]
     torch.save((clean, clean), files / "val.pkl")
     assert main(["evaluate", f"{files}/val.pkl", "--weights", "course"]) == 0
-    assert "noisy equal" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "noisy equal" in said and re.search(r"^noisy +equal +equal", said, re.MULTILINE) and "without" not in said
+
+
+def test_some_equal_pictures_do_not_make_the_mean_equal(files, capsys):
+    noisy, clean = (part[:3] for part in torch.load(files / "val.pkl"))
+    noisy[1] = clean[1]
+    torch.save((noisy, clean), files / "val.pkl")
+    assert main(["evaluate", f"{files}/val.pkl", "--weights", "course", "--json"]) == 0
+    *each, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    found = [each[number]["noisy"]["psnr"] for number in (0, 2)]
+    assert each[1]["noisy"]["psnr"] is None
+    assert summary["mean"]["noisy"]["psnr"] == pytest.approx(sum(found) / 2, abs=1e-3)
+    assert (summary["mean"]["noisy"]["equal"], summary["mean"]["course"]["equal"]) == (1, 0)
+    assert main(["evaluate", f"{files}/val.pkl", "--weights", "course", "--quiet"]) == 0
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert re.match(rf"noisy +{sum(found) / 2:.2f} ", first) and first.endswith("(PSNR without 1 equal to the clean)")
+    assert second.startswith("course") and "without" not in second
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--plot noisy/0.png", "noisy/0.png is an input, which is never overwritten"),
+        ("--sheet clean/0.png", "clean/0.png is an input"),
+        ("--sheet link.png", "link.png is an input"),
+        ("--plot new.png --sheet here/new.png", "the plot and the sheet would both be written to here/new.png"),
+    ],
+)
+def test_figures_overwrite_no_pictures(tmp_path, monkeypatch, capsys, options, reason):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("noisy", "clean"):
+        write(tmp_path / folder / "0.png", flat(100))
+    Path("link.png").symlink_to("noisy/0.png")
+    Path("here").symlink_to(".")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    assert main(["evaluate", "noisy", "clean", "--weights", "course", "--force", *options.split()]) == 1
+    assert reason in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
 
 
 # ---------------------------------------------------------------------------------------------- info, data
@@ -616,7 +729,7 @@ def test_info_says_what_a_file_holds(files, capsys):
     assert main(["info", f"{files}/a.pth", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["in_channels"] == 2 and facts["sizes"]["width"] == 8 and facts["pairs_seen"] == 0
-    inner = 2 * 16 * 16 * 9 + 2 * 8 * 16 * 4  # of a quarter of the pixels: blocks, down and up
+    inner = 4 * 16 * 16 * 9 + 2 * 8 * 16 * 4  # of a quarter of the pixels: blocks, down and up
     assert facts["multiply_adds_a_pixel"] == 2 * 2 * 8 * 9 + 4 * 8 * 8 * 9 + inner / 4
     assert main(["info", "course"]) == 0
     shipped = Model()

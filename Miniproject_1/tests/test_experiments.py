@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from Miniproject_1.model import Recipe, Training
+from Miniproject_1.model import Model, Recipe, Training
 from Miniproject_1.others import data, experiments
 
 RESULTS = Path(experiments.__file__).resolve().parents[2] / "report" / "results" / "project_1.jsonl"
@@ -129,6 +129,16 @@ def test_results_are_appended_and_not_repeated(photos, tmp_path, monkeypatch, ca
     capsys.readouterr()
     experiments.main(["table", str(out)])
     assert capsys.readouterr().out.count("width 24") == 2
+
+
+def test_ours_is_the_network_of_the_model_and_variants_change_another():
+    ours, one, wider = (
+        experiments.make_model(experiments.VARIANTS[name], 0) for name in ("ours", experiments.ONE, "width 64")
+    )
+    assert ours.sizes == Model().sizes
+    assert one.sizes == ours.sizes | experiments.BASE and wider.sizes == one.sizes | {"width": 64}
+    assert ours.recipe.both_directions is None and one.recipe.both_directions is False
+    assert experiments.with_blocks(experiments.PreActivated).first.out_channels == experiments.BASE["width"]
 
 
 def test_multiply_adds_of_a_convolution():

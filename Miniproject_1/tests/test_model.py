@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -934,7 +935,7 @@ def test_views_of_a_weights_file_are_checked(tmp_path):
     for numbers in ([1], [0, 4], []):
         model.chosen_views = numbers
         model.save(tmp_path / "odd.pth")
-        with pytest.raises(ValueError, match="views must be None or numbers below 4"):
+        with pytest.raises(ValueError, match="views must be None or different numbers below 4"):
             Model().load(tmp_path / "odd.pth")
 
 
@@ -1224,6 +1225,19 @@ def test_saving_through_a_link_replaces_its_target(trained, tmp_path):
     trained.save(link)
     assert link.is_symlink() and [path.name for path in target.parent.iterdir()] == ["w.pth"]
     Model().load(target)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions")
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    project.save_atomically({}, tmp_path / "new.pth")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "new.pth").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "link.pth").symlink_to("new.pth")
+    for name, mode in (("new.pth", 0o600), ("link.pth", 0o640), ("new.pth", 0o400)):
+        (tmp_path / "new.pth").chmod(mode)
+        project.save_atomically({"mode": mode}, tmp_path / name)
+        assert (tmp_path / "new.pth").stat().st_mode & 0o777 == mode
+        assert torch.load(tmp_path / "new.pth") == {"mode": mode}
 
 
 def test_two_savers_do_not_share_a_temporary_file(trained, tmp_path, monkeypatch):

@@ -4,8 +4,9 @@
 
 Both sides take turns, so that a busy moment hits both; the table shows medians in milliseconds. torch's side
 is the faster, all in all, of contiguous and channels-last tensors, and its Muon is our own code on torch's parameters
-and gradients. For a network, torch is spared the gradient of the input. The last line is the ratio of an epoch: steps
-with all that `Model.train` does, from drawing the pairs to averaging the weights.
+and gradients. For a network, both sides are spared the gradient of the input. In the lines of bfloat16 torch runs in
+autocast. The last line is the ratio of an epoch: steps with all that `Model.train` does, from drawing the pairs to
+averaging the weights.
 """
 
 import argparse
@@ -45,10 +46,10 @@ def torch_network(architecture):
 
 
 class TorchStep:
-    """forward(x), backward(gradient), update() of a torch module."""
+    """forward(x), backward(gradient), update() of a torch module, in float32 or in bfloat16 by autocast."""
 
-    def __init__(self, layer, channels_last, make_optimiser=None):
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
+    def __init__(self, layer, channels_last, make_optimiser=None, dtype=torch.float32):
+        self.dtype, self.format = dtype, torch.channels_last if channels_last else torch.contiguous_format
         self.layer = layer.to(memory_format=self.format)
         for parameter in layer.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -60,7 +61,8 @@ class TorchStep:
         return x.contiguous(memory_format=self.format).requires_grad_(not isinstance(self.layer, nn.Sequential))
 
     def forward(self, x):
-        self.output = self.layer(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            self.output = self.layer(x).float()
         return self.output
 
     def backward(self, gradient):
@@ -89,7 +91,8 @@ class OurStep:
         return self.block(x)
 
     def backward(self, gradient):
-        self.block.backward(gradient)
+        backward = self.block.add_gradients if isinstance(self.block, ours.Network) else self.block.backward
+        backward(gradient)
 
     def update(self):
         for (_, gradient), orbit in zip(self.block.param(), self.orbits, strict=True):
@@ -173,12 +176,19 @@ class WholeSteps:
         return {name: statistics.median(passed) for name, passed in times.items()}
 
 
-def contenders(make_block, make_layer, make_optimiser=None):
+def contenders(make_block, make_layer, make_optimiser=None, dtype=torch.float32):
     return {
         "ours": OurStep(make_block(), make_optimiser),
-        "torch": TorchStep(make_layer(), False, make_optimiser),
-        "torch channels-last": TorchStep(make_layer(), True, make_optimiser),
+        "torch": TorchStep(make_layer(), False, make_optimiser, dtype),
+        "torch channels-last": TorchStep(make_layer(), True, make_optimiser, dtype),
     }
+
+
+def networks(architecture, make_optimiser, dtype):
+    """The contenders of whole networks, their large products in a dtype."""
+    network = ours.Network(architecture, random.Random(0))
+    network.round_products(dtype == torch.bfloat16)
+    return contenders(lambda: network, lambda: torch_network(architecture), make_optimiser, dtype)
 
 
 def main():
@@ -230,12 +240,13 @@ def main():
         ),
     ]:
         report(title, measure(contenders(block, layer), shape, options.repeats))
-    for title, optimiser in [
-        ("network, no optimiser", None),
-        ("network, SGD momentum: a step", lambda params: ours.SGD(params, 1e-3, 0.9)),
-        ("network, Muon: a step", lambda params: ours.Muon(params, 1e-3)),
+    for title, optimiser, dtype in [
+        ("network, no optimiser", None, torch.float32),
+        ("network, SGD momentum: a step", lambda params: ours.SGD(params, 1e-3, 0.9), torch.float32),
+        ("network, Muon: a step", lambda params: ours.Muon(params, 1e-3), torch.float32),
+        ("the same in bfloat16", lambda params: ours.Muon(params, 1e-3), torch.bfloat16),
     ]:
-        both = contenders(lambda: ours.Network(a, random.Random(0)), lambda: torch_network(a), optimiser)
+        both = networks(a, optimiser, dtype)
         report(title, measure(both, (n, a.in_channels, size, size), options.repeats))
     steps = WholeSteps(n, size, a).milliseconds(options.repeats)
     mine, torchs = steps.pop("ours"), min(steps.values())

@@ -17,7 +17,7 @@ from Miniproject_2.model import Convolution, Model, Recipe
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the default: sizes of the network, fields of the recipe."""
+    """What differs from the default: sizes of the network and its precision, fields of the recipe."""
 
     sizes: dict = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)
@@ -31,8 +31,9 @@ def adam(lr):
     return Variant(recipe={"optimiser": "adam", "lr": lr})
 
 
-VARIANTS = {
-    "ours": Variant(recipe={"both_directions": None}),
+VARIANTS = {  # all but ours in float32
+    "ours": Variant({"precision": None}, {"both_directions": None}),
+    experiments.BOTH: Variant(recipe={"both_directions": None}),
     experiments.ONE: Variant(),
     "SGD 0.5, momentum 0.9": sgd(0.5),
     "SGD 1, momentum 0.9": sgd(1.0),
@@ -60,7 +61,7 @@ VARIANTS = {
 
 def make_model(variant, seed):
     recipe = Recipe(**{"min_pairs": 0, "both_directions": False, **variant.recipe})  # as many passes as are asked for
-    return Model(seed=seed, recipe=recipe, **variant.sizes)
+    return Model(seed=seed, recipe=recipe, **{"precision": "float32"} | variant.sizes)
 
 
 def multiply_adds(network, side=32):

@@ -210,6 +210,23 @@ def test_sequential_refuses_a_module_twice():
     relu = ours.ReLU()
     with pytest.raises(ValueError, match="only once"):
         ours.Sequential(relu, ours.Sequential(ours.Sigmoid(), relu))
+    with pytest.raises(TypeError, match="as separate arguments; got list"):
+        ours.Sequential([ours.ReLU(), ours.Sigmoid()])
+
+
+def test_a_block_with_forward_and_backward_alone_learns_in_a_sequential():
+    class Doubled(ours.Module):
+        def forward(self, x):
+            return 2 * x
+
+        def backward(self, gradient):
+            return 2 * gradient
+
+    blocks = ours.Sequential(Doubled(), ours.ReLU())
+    assert blocks(torch.tensor([1.0, -1.0])).tolist() == [2, 0]
+    assert blocks.backward(torch.ones(2)).tolist() == [2, 0]
+    with pytest.raises(NotImplementedError, match="Doubled needs run"):
+        blocks.apply(torch.ones(2))
 
 
 def test_blocks_without_parameters():

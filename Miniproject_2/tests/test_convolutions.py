@@ -94,7 +94,7 @@ def test_patches_are_gathered_once_for_all_products(block, monkeypatch):
     gathered, original = [], ours.gather_patches
     monkeypatch.setattr(ours, "gather_patches", lambda *arguments: gathered.append(1) or original(*arguments))
     for _ in range(2):
-        output = block(torch.randn(2, 3, 8, 8))
+        output = block(ours.channels_last(torch.randn(2, 3, 8, 8)))
         block.backward(torch.randn(output.shape))
     assert len(gathered) == 2  # one for each forward and backward
 
@@ -130,16 +130,17 @@ def test_hand_computed_transposed_convolution():
 def test_products_in_bfloat16(layer):
     """Near torch's float32, and equal to it where no number and no sum needs more than eight bits."""
     settings = {"in_channels": 4, "out_channels": 6, "kernel_size": 4, "stride": 2, "padding": 1}
-    compare(
-        our_convolution(layer, **settings, product_dtype=torch.bfloat16),
-        layer(**settings),
-        *(3, 4, 9, 10),
-        dtype=torch.float32,
-        tolerance=0.02,
-    )
+    block = our_convolution(layer, **settings)
+    block.rounds = True
+    compare(block, layer(**settings), 3, 4, 9, 10, dtype=torch.float32, tolerance=0.02)
+    assert block.weight_grad.dtype == torch.float32
+    block = our_convolution(layer, **settings, dtype=torch.float64)
+    block.rounds = True
+    compare(block, layer(**settings), 3, 4, 9, 10)  # only float32 is rounded
     results = []
-    for dtype in (torch.float32, torch.bfloat16):
-        block, generator = our_convolution(layer, **settings, product_dtype=dtype), torch.Generator().manual_seed(0)
+    for rounds in (False, True):
+        block, generator = our_convolution(layer, **settings), torch.Generator().manual_seed(0)
+        block.rounds = rounds
         for parameter, _ in block.param():
             parameter.copy_(torch.randint(-1, 2, parameter.shape, generator=generator))
         y = block(torch.randint(-1, 2, (1, 4, 6, 6), generator=generator).float())
@@ -177,6 +178,27 @@ def test_one_small_image_rounds_like_torch(window):
         assert torch.allclose(conv(x), expected)
         assert torch.allclose(conv.backward(gradient), torch.autograd.grad(expected, x, gradient)[0])
         transposed = ours.TransposeConv2d(3, 3, *window)
+        expected = conv_transpose2d(x, transposed.weight, transposed.bias, *window[1:])
+        gradient = torch.randn_like(expected)
+        assert torch.allclose(transposed(x), expected)
+        assert torch.allclose(transposed.backward(gradient), torch.autograd.grad(expected, x, gradient)[0])
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="others sum in other orders")
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (8, 3, 16, 20), (1, 3, 100, 100), (4, 16, 9, 9)], ids=str)
+@pytest.mark.parametrize("window", [(3, 1, 0), (3, 1, 1), (2, 1, 0), (3, 2, 1), (3, 3, 2), (2, 2, 0)], ids=str)
+def test_batches_and_large_images_round_like_torch(shape, window):
+    """Plain allclose in float32, where the library sums straight on: all but the gradients of strided convolutions."""
+    for seed in range(10):
+        torch.manual_seed(seed)
+        x = torch.randn(shape, requires_grad=True)
+        conv = ours.Conv2d(shape[1], 5, *window)
+        expected = conv2d(x, conv.weight, conv.bias, *window[1:])
+        gradient = torch.randn_like(expected)
+        assert torch.allclose(conv(x), expected)
+        if window[1] == 1:
+            assert torch.allclose(conv.backward(gradient), torch.autograd.grad(expected, x, gradient)[0])
+        transposed = ours.TransposeConv2d(shape[1], 5, *window)
         expected = conv_transpose2d(x, transposed.weight, transposed.bias, *window[1:])
         gradient = torch.randn_like(expected)
         assert torch.allclose(transposed(x), expected)
@@ -248,6 +270,14 @@ def test_a_second_forward_is_the_one_that_counts(kind):
     assert conv.weight_grad.item() == 40  # a second backward adds once more
 
 
+@pytest.mark.parametrize("layer", [Conv2d, ConvTranspose2d])
+def test_torchs_attributes_and_padding_mode(layer):
+    settings = {"in_channels": 4, "out_channels": 6, "kernel_size": (3, 2), "stride": 2, "padding": (1, 0), "groups": 2}
+    block, reference = our_convolution(layer, **settings, padding_mode="zeros"), layer(**settings)
+    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
+        assert getattr(block, name) == getattr(reference, name)
+
+
 @pytest.mark.parametrize("block", [ours.Conv2d(2, 3, 3), ours.TransposeConv2d(2, 3, 3)])
 def test_clear_errors(block):
     with pytest.raises(RuntimeError, match="call forward first"):
@@ -260,6 +290,10 @@ def test_clear_errors(block):
     with pytest.raises(TypeError, match="tensor"):
         block([1.0])
     y = block(torch.ones(1, 2, 5, 5))
+    with pytest.raises(TypeError, match="takes a tensor; got list"):
+        block.backward([1.0])
+    with pytest.raises(ValueError, match=r"a gradient of torch.float32, as its parameters are; got torch.float64"):
+        block.backward(y.double())
     with pytest.raises(ValueError, match="gradient of shape"):
         block.backward(y[:, :, 1:])
     with pytest.raises(ValueError, match="shape"):

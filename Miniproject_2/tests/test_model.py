@@ -169,10 +169,20 @@ def test_bfloat16_is_taken_where_the_processor_multiplies_it(monkeypatch):
     for flags, native in (("flags : sse2 avx512f", False), ("flags : avx512f amx_bf16", True)):
         monkeypatch.setattr(Path, "read_text", lambda path, flags=flags: flags)
         ours.has_native_bfloat16.cache_clear()
-        inner = small().network.modules[2], small().network.modules[4]
-        assert {block.product_dtype for block in inner} == {torch.bfloat16 if native else torch.float32}
-        assert small(precision="float32").network.modules[2].product_dtype == torch.float32
+        for precision, rounds in ((None, native), ("float32", False), ("bfloat16", True)):
+            model = small(precision=precision)
+            assert [block.rounds for block in model.network.convolutions()] == [False, rounds, rounds, False]
     ours.has_native_bfloat16.cache_clear()
+
+
+def test_precision_may_be_changed_later():
+    images, (model, exact) = pictures(2)[0], (small(precision=kind) for kind in ("bfloat16", "float32"))
+    assert not torch.equal(model.predict(images), exact.predict(images))
+    model.precision = "float32"
+    assert torch.equal(model.predict(images), exact.predict(images))
+    model.precision = "half"
+    with pytest.raises(ValueError, match="precision must be"):
+        model.predict(images)
 
 
 def test_orbits_share_the_weights_out_evenly():
@@ -232,10 +242,10 @@ def test_self_ensembles_of_what_learnt_from_dark_pictures_do_no_harm(tmp_path):
 
 def test_views_of_a_weights_file_are_checked(tmp_path):
     model = small()
-    for numbers in ([1], [0, 8], []):
+    for numbers in ([1], [0, 8], [], [0, 1, 1]):
         model.chosen_views = numbers
         model.save(tmp_path / "odd.pth")
-        with pytest.raises(ValueError, match="views must be None or numbers below 8"):
+        with pytest.raises(ValueError, match="views must be None or different numbers below 8"):
             small().load(tmp_path / "odd.pth")
 
 
@@ -485,6 +495,7 @@ def test_training_state_continues_exactly():
         (lambda: ours.Architecture(up_kernel=4, upsampling="nearest"), "must be odd"),
         (lambda: ours.Architecture(width=0), "width must be at least 1"),
         (lambda: ours.Recipe(optimiser="Adam"), "got 'Adam'"),
+        (lambda: ours.Conv2d(3, 3, 3, padding_mode="reflect"), "padding_mode must be 'zeros'"),
         (lambda: ours.Model(precision="half"), "must be 'bfloat16', 'float32' or None; got 'half'"),
         (lambda: ours.Recipe(batch_size=0), "at least 1"),
         (lambda: ours.Recipe(ema_share=1.5), "ema_share"),
@@ -823,6 +834,19 @@ def test_foreign_damaged_mismatched_and_missing_files(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match="no weights file"):
             model.load(missing)
     assert torch.equal(weights(model), before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions")
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    model = small()
+    model.save(tmp_path / "w")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "w").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "link").symlink_to("w")
+    for name, mode in (("w", 0o600), ("link", 0o640), ("w", 0o400)):
+        (tmp_path / "w").chmod(mode)
+        model.save(tmp_path / name)
+        assert (tmp_path / "w").stat().st_mode & 0o777 == mode
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
