@@ -82,12 +82,12 @@ def network():
     axis.set_ylim(0, 37)
     axis.axis("off")
 
-    def box(x, y, width, text, colour):
+    def box(x, y, width, text, colour, size=5.6):
         patch = FancyBboxPatch(
             (x, y), width, 9, boxstyle="round,pad=0.3,rounding_size=1", fc=colour, ec="black", lw=0.6
         )
         axis.add_patch(patch)
-        axis.text(x + width / 2, y + 4.5, text, ha="center", va="center", fontsize=5.6)
+        axis.text(x + width / 2, y + 4.5, text, ha="center", va="center", fontsize=size)
 
     def arrow(x0, y0, x1, y1, bend=0.0):
         style = f"arc3,rad={bend}"
@@ -101,14 +101,14 @@ def network():
     box(10, 20, 10, f"conv\n3 → {full}", "#dfe9f3")
     box(25, 20, 13, f"residual\n{blocks}, {full}", "#c6d7ea")
     box(31, 3, 12, f"2 × 2, /2\n{full} → {half}", "#dfe9f3")
-    box(47, 3, 13, f"residual\n{inner}, {half}", "#a8c2df")
+    box(47, 3, 13, f"residual\n{inner}, {half}", "#a8c2df", 5.2)
     box(64, 3, 12, f"2 × 2, ×2\n{half} → {full}", "#dfe9f3")
     box(64, 20, 13, f"residual\n{blocks}, {full}", "#c6d7ea")
     box(82, 20, 9, f"conv\n{full} → 3", "#dfe9f3")
     axis.text(-1, 24.5, "noisy", fontsize=6, va="center")
     axis.text(96.3, 24.5, "+", fontsize=8, va="center", ha="center")
     axis.text(51.5, 24.5, "+", fontsize=8, va="center", ha="center")
-    axis.text(96.3, 20, "denoised", fontsize=6, va="center", ha="center")
+    axis.text(100, 17.5, "denoised", fontsize=6, va="center", ha="right")
     for x0, x1 in ((6, 9.6), (20.4, 24.6), (38.4, 50), (53, 63.6), (77.4, 81.6), (91.4, 95)):
         arrow(x0, 24.5, x1, 24.5)
     arrow(34, 19.6, 36, 12.5)

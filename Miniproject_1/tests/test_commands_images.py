@@ -170,6 +170,11 @@ def test_all_sixteen_bits_of_a_tiff(tmp_path, layout):
     assert (images.read_picture(tmp_path / "a.tif").pixels == values).all()
 
 
+def test_a_tiff_without_exif_gains_none(tmp_path):
+    Image.fromarray(pixels(3)).save(tmp_path / "a.tif", software="Scanner 3")
+    assert images.EXIF_IFD not in images.read_picture(tmp_path / "a.tif").exif
+
+
 def test_signed_bytes_are_refused(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(tmp_path / "a.tif", RANDOM.integers(-128, 128, (9, 8), dtype="int8"))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -707,7 +708,15 @@ def test_damaged_and_foreign_files_are_refused_and_change_nothing(trained, tmp_p
 
 
 @pytest.mark.parametrize(
-    "change", [{"sizes": {"width": 9}}, {"network": "other"}, {"sizes": {"depth": 1}}, {"weights": 0}]
+    "change",
+    [
+        {"sizes": {"width": 9}},
+        {"network": "other"},
+        {"sizes": {"depth": 1}},
+        {"weights": 0},
+        {"pairs_seen": "many"},
+        {"views": [0, 1, 1]},
+    ],
 )
 def test_mismatched_weights_are_refused(trained, tmp_path, change):
     path = tmp_path / "w.pth"
@@ -715,6 +724,28 @@ def test_mismatched_weights_are_refused(trained, tmp_path, change):
     torch.save(torch.load(path, weights_only=True) | change, path)
     with pytest.raises(ValueError, match=r"w\.pth"):
         Model().load(path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = Model(width=8)
+    with torch.no_grad():
+        model.network.first.bias[0] = math.nan
+    model.save(tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="weights are not finite"):
+        Model().load(tmp_path / "w.pth")
+
+
+def test_models_made_in_several_threads_have_the_weights_of_their_seeds():
+    expected, state = [weights(Model(width=8, seed=seed)) for seed in range(4)], torch.get_rng_state()
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda number: weights(Model(width=8, seed=number % 4)), range(100)))
+    assert all(torch.equal(found, expected[number % 4]) for number, found in enumerate(made))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_recipe_is_a_recipe():
+    with pytest.raises(TypeError, match="recipe must be a Recipe or None; got dict"):
+        Model(recipe={"loss": "l1"})
 
 
 def test_pretrained_loads_from_any_directory_under_either_name(tmp_path):

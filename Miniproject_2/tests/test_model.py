@@ -824,12 +824,19 @@ def test_foreign_damaged_mismatched_and_missing_files(tmp_path, monkeypatch):
     for wrong, words in (
         ({"architecture": {"wide": 8}}, "wide"),
         ({"noise": {"offset": 0}}, "errors"),
+        ({"pairs_seen": "many"}, "pairs_seen must be a whole number"),
+        ({"architecture": {"input_scale": "x"}}, "could not convert"),
         ({}, "3 parameters"),
     ):
         monkeypatch.setattr(ours, "read_weights", lambda path, wrong=wrong: (header | wrong, values))
         with pytest.raises(ValueError, match=words):
             model.load(path)
     monkeypatch.undo()
+    spoilt = small()
+    spoilt.network.param()[0][0][0] = float("nan")
+    spoilt.save(path)
+    with pytest.raises(ValueError, match="weights that are not finite"):
+        model.load(path)
     for missing in (tmp_path / "none", tmp_path):
         with pytest.raises(FileNotFoundError, match="no weights file"):
             model.load(missing)
