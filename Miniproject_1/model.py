@@ -1024,7 +1024,7 @@ def out_of_scale(images):
 def warn_of_range(images):
     """Values about [0, 1] or far above 255 are most likely of another scale; networks know noise by its strength."""
     if out_of_scale(images):
-        low, high = images.min().item(), images.max().item()
+        low, high = images.float().min().item(), images.float().max().item()  # uint16 has no min
         warnings.warn(
             f"values must be in [0, 255], and those of these images are in [{low:g}, {high:g}]: scale them first, such "
             "as by images * 255 for [0, 1] or images * (255 / 65535) for 16 bits",

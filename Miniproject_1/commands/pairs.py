@@ -325,7 +325,7 @@ def read_tensors(path, scale):
     if scale.given is not None:
         return [to_255(part.float(), scale.given) for part in content]
     if any(part.numel() and out_of_scale(part) for part in content):
-        low, high = min(part.min().item() for part in content), max(part.max().item() for part in content)
+        low, high = min(part.float().min() for part in content), max(part.float().max() for part in content)
         raise ValueError(
             f"{path} has values in [{low:g}, {high:g}], and tensors are taken to be in [0, 255]; give theirs, such as "
             "--range 0 1 or --range 0 65535"
