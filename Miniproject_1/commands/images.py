@@ -279,7 +279,8 @@ def pillow_reads_tiff(file):
         image = Image.open(file, formats=["TIFF"])
     except (Image.UnidentifiedImageError, KeyError):
         return False
-    refuse_more_than_shown(image.tag_v2)
+    if image.n_frames == 1:
+        refuse_more_than_shown(image.tag_v2)
     bits, kinds = image.tag_v2.get(258, (1,)), image.tag_v2.get(SAMPLE_FORMAT, (1,))
     if max(bits) <= 8:
         return SIGNED not in kinds

@@ -190,6 +190,9 @@ def test_a_stack_behind_one_page_is_no_picture(tmp_path, dtype):
     tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, truncate=True)
     with pytest.raises(ValueError, match="an ImageJ stack of 5 pictures in one"):
         images.read_picture(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "b.tif", stack, imagej=True)
+    with pytest.raises(ValueError, match="it holds 5 pictures"):
+        images.read_picture(tmp_path / "b.tif")
 
 
 def test_the_preview_in_a_raw_file_is_no_picture(tmp_path):
