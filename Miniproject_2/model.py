@@ -368,9 +368,10 @@ def crop_cells(cells, window, shape):
 #     spread:           image = scatter(map W^T)     TransposeConv2d forward, Conv2d gradient of the input
 #     weight_gradient:  W     = P^T map              both
 #
-# They exist twice. `FastSums` is for speed. `ColumnSums` rounds like torch.nn.functional where that can be had: any
-# other order of the same sum differs by more than plain `allclose` forgives near zero. It can be had for one small
-# image. For the rest torch takes the processor's own library, whose order depends on the processor.
+# They exist three times. `FastSums` is for speed. `ColumnSums` and `RunningSums` round like torch.nn.functional where
+# that can be had: any other order of the same sum differs by more than plain `allclose` forgives near zero. It can be
+# had for one small image, and for short sums. For the rest torch takes the processor's own library, whose order depends
+# on the processor.
 
 
 def product(a, b, start=None):
@@ -896,7 +897,7 @@ class Optimiser:
 
     def __init__(self, params, lr):
         self.params = [tuple(entry) if isinstance(entry, list) else entry for entry in params]
-        if not self.params or not all(isinstance(entry, (tuple, list)) and len(entry) == 2 for entry in self.params):
+        if not self.params or not all(isinstance(entry, tuple) and len(entry) == 2 for entry in self.params):
             raise ValueError("an optimiser takes a non-empty list of (parameter, gradient) pairs: module.param()")
         if lr < 0:
             raise ValueError(f"lr must be >= 0; got {lr}")
