@@ -658,6 +658,7 @@ def second_facts():
         "derivatives": str(differences["derivatives"]),
         "derivatives.error": scientific(max(entry["error"] for entry in differences["blocks"].values())),
         "rounding.seeds": str(rounding["seeds"]),
+        "rounding.machine": rounding["machine"].partition(" x ")[2].partition(",")[0],
         "repeats": str(bench["repeats"]),
         "batch": str(bench["batch"]),
         "load": f"{bench['load']:.0f}",
