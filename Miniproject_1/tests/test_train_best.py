@@ -195,7 +195,7 @@ def test_a_block_that_sleeps_begins_again_as_a_copy():
 @torch.no_grad()
 @pytest.mark.parametrize("equivariant", [True, False])
 def test_units_that_sleep_begin_again(equivariant):
-    network = Model(width=16, equivariant=equivariant).network
+    network = Model(width=16, inner_blocks=1, equivariant=equivariant).network
     block, noisy = network.decode[0], torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.nn.init.normal_(network.last.weight, std=0.1)
     block.first.bias[8:] = -100
@@ -209,7 +209,7 @@ def test_units_that_sleep_begin_again(equivariant):
 
 
 def test_a_training_that_revives_continues_exactly(run, monkeypatch, tmp_path, capsys):
-    model = Model(width=8, blocks=2)
+    model = Model(width=8, blocks=2, inner_blocks=1)
     with torch.no_grad():
         model.network.decode[1].first.bias.fill_(-100)
     model.save(tmp_path / "asleep.pth")
