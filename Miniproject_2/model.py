@@ -1181,7 +1181,9 @@ class Network(Sequential):
     def add_gradients(self, gradwrtoutput):
         """`backward` without the gradient of the input, of which training has no use."""
         first, *others = self.modules
-        first.add_gradients(Sequential(*others).backward(gradwrtoutput))
+        for module in reversed(others):
+            gradwrtoutput = module.backward(gradwrtoutput)
+        first.add_gradients(gradwrtoutput)
 
     @property
     def reach(self):

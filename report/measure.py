@@ -45,6 +45,7 @@ from Miniproject_1.others.data import (
 from Miniproject_2 import model as framework
 from Miniproject_2.model import Model as Model2
 from Miniproject_2.others import benchmark, rounding
+from Miniproject_2.others.experiments import multiply_adds
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -217,15 +218,9 @@ def size_1(model):
 
 
 def size_2(model):
-    """A convolution uses all its weights at each position of its smaller side."""
-    total, maps = 0, torch.zeros(1, 3, 32, 32)
-    for block in model.network.leaves():
-        image, maps = maps, block.forward(maps)
-        if isinstance(block, framework.Convolution):
-            total += block.weight.numel() * min(image[0, 0].numel(), maps[0, 0].numel())
     return {
         "parameters": sum(p.numel() for p, _ in model.network.param()),
-        "multiply_adds": total,
+        "multiply_adds": multiply_adds(model.network),
         "architecture": asdict(model.network.architecture),
         "pairs_seen": model.pairs_seen,
     }

@@ -201,17 +201,16 @@ def first_facts():
     for name, variant in (("unet", UNET), ("n2n", NOISE2NOISE)):
         result[f"lead.{name}"] = f"{-mean(data.differences(variant)):.2f}"
         result[f"mean.{name}"] = f"{mean(data.of(variant).values()):.2f}"
-    for pairs, once, again, _, gain in few_table(data)[:1]:
-        result |= {"few.pairs": pairs, "few.once": once, "few.again": again, "few.gain": gain}
+    for pairs, *_, gain in few_table(data)[:1]:
+        result |= {"few.pairs": pairs, "few.gain": gain}
     few, base = data.of(BOTH, min(PAIRS)), data.of(BOTH)
     rows = RECIPE_RUNS[-1]
     small = data.of(ONE, rows["pairs"], rows["epochs"])
-    eighth = [-value for value in data.differences("an eighth of the photos")]
     plain, normed = ("the report's U-Net, Adam 3e-4, batch 32", "the report's U-Net, batch normalisation, batch 32")
     batches = mean(data.of(normed).values()) - mean(data.of(plain).values())
     result |= {
         "cost.few": spread(base[seed] - few[seed] for seed in few),
-        "cost.photos": spread(eighth),
+        "cost.photos": spread(-value for value in data.differences("an eighth of the photos")),
         "cost.narrow": spread(-value for value in data.differences("width 24")),
         "small": spread(small.values()),
         "one.base": spread(data.of(ONE).values()),
@@ -220,7 +219,6 @@ def first_facts():
         "noise.least": f"{min(scores['input_of_each']):.1f}",
         "noise.most": f"{max(scores['input_of_each']):.1f}",
         "shipped.pairs": millions(networks["shipped_1"]["pairs_seen"], 1),
-        "shipped.times": f"{networks['shipped_1']['multiply_adds'] / networks['ours']['multiply_adds']:.1f}",
     }
     result["diff.n2n.unet"] = spread(data.differences(NOISE2NOISE, base=UNET), 2, "+")
     result["diff.clean.wide"] = gaps(data)
@@ -259,7 +257,6 @@ def first_facts():
         "both": spread(data.differences(BOTH, max(PAIRS)), 2, "+"),
         "both.base": spread(data.differences(BOTH), 2, "+"),
         "both.seconds": f"{mean(data.differences(BOTH, max(PAIRS), key='seconds')):.0f}",
-        "base.seconds": f"{mean(data.of(BOTH, max(PAIRS), key='seconds').values()):.0f}",
         "base.width": base_width(),
         "all.clean": spread(data.of("clean targets", max(PAIRS)).values()),
         "width.small": spread(data.of("width 24").values()),
