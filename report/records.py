@@ -682,7 +682,7 @@ def second_facts():
         "half.score": f"{max(0.01, abs(half['bfloat16']['single'] - half['float32']['single'])):.2f}",
         "half.image": f"{half['difference']['root_mean_square']:.2f}",
     }
-    result |= sweep_facts(data)
+    result |= sweep_facts(data) | recipe_facts(data)
     of_each = sorted(scores["of_each_2"])
     result |= {
         "best": f"{of_each[-1]:.1f}",
@@ -722,6 +722,20 @@ def sweep_facts(data):
     result["momentum"] = str(next(r["recipe"]["momentum"] for r in data.rows if r["variant"].startswith("momentum ")))
     result["sweep.low"], result["sweep.high"] = sweep_gain(rates)
     return result
+
+
+def recipe_facts(data):
+    """The recipe of project 2's fresh networks, as the newest record of all pairs has it."""
+    row = [row for row in data.rows if (row["variant"], row["pairs"]) == ("ours", max(PAIRS))][-1]
+    recipe = row["recipe"]
+    return {
+        "recipe.momentum": f"{recipe['momentum']:g}",
+        "recipe.batch": str(recipe["batch_size"]),
+        "recipe.batch.least": str(recipe["min_batch_size"]),
+        "recipe.steps": count(recipe["min_steps"]),
+        "recipe.average": f"{100 * recipe['ema_share']:g} %",
+        "recipe.scale": f"{row['network']['input_scale']:g}",
+    }
 
 
 def sweep_gain(rates):
