@@ -1090,7 +1090,9 @@ def read_weights(path):
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # damaged files make torch.load raise half a dozen kinds
-        raise ValueError(f"{path.name} is not a readable weights file, perhaps truncated: {error}") from error
+        raise ValueError(
+            f"{path.name} is not a readable weights file, but damaged or of another kind: {error}"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path.name} is not a weights file of this module: expected the format {FORMAT!r}")
     return content

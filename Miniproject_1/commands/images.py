@@ -24,7 +24,15 @@ from pathlib import Path
 
 import torch
 
-ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+ENDINGS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jfif": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
 DEFAULT_MEGAPIXELS = 200  # larger pictures are refused: a file of some kilobytes can claim terabytes
 DEFAULT_QUALITY = 95  # of JPEG and lossy WebP
 CHANNELS = {"grey": 1, "RGB": 3, "CMYK": 4}
@@ -51,6 +59,10 @@ EXTRA_SAMPLES = 338  # the TIFF tag that says what channels beyond the colours a
 NEW_SUBFILE_TYPE, IMAGE_DESCRIPTION, SUB_DIRECTORIES, DNG_VERSION = 254, 270, 330, 50706
 PLANAR_CONFIGURATION, SAMPLE_FORMAT, IN_PLANES, SIGNED = 284, 339, 2, 2
 UNKNOWN, PREMULTIPLIED = 0, 1
+XMP, XMP_TEXT = 700, "XML:com.adobe.xmp"  # the TIFF tag and the PNG text that hold it
+LOST_TAGS = {33723: "IPTC", 34377: "Photoshop's data", 34735: "GeoTIFF", 50839: "ImageJ's data"}
+LOST_INFO = {"photoshop": "IPTC and Photoshop's data", "comment": "its comment"}  # Pillow's names in a JPEG
+USUAL_GAMMA = 0.45455  # of PNGs; all else shifts the colours where it is lost
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # the TIFF tag that says what values mean, and one of its values
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that sensors have: 16-bit files often hold fewer
@@ -309,8 +321,10 @@ def decode_with_pillow(image, file):
     numpy = need_numpy()
     source, encoding = image.format, how_encoded(image, file)
     notes = ["only the first of the pictures in the file"] if source == "MPO" else []
-    orientation = image.tag_v2.get(ORIENTATION, 1) if source == "TIFF" else None  # decoding removes it
+    tags = image.tag_v2 if source == "TIFF" else {}
+    orientation = tags.get(ORIENTATION, 1) if source == "TIFF" else None  # decoding removes it
     pixels, space, alpha = sixteen_bits(image, file) or eight_bits(image, notes)
+    notes += not_kept(tags, image.info, getattr(image, "text", {}))
     exif, icc, dpi, xmp = image.getexif(), *(image.info.get(name) for name in ("icc_profile", "dpi", "xmp"))
     if source != "TIFF":  # which Pillow turns itself
         orientation = exif.get(ORIENTATION, 1)
@@ -320,6 +334,18 @@ def decode_with_pillow(image, file):
     high = numpy.iinfo(pixels.dtype).max
     exif = upright_exif(exif, pixels.shape, notes, source == "TIFF")
     return Picture(pixels, space, alpha, (0, high), exif, icc, dpi, upright_xmp(xmp), encoding, notes)
+
+
+def not_kept(tags, info=None, texts=()):
+    """A note that names what a file holds beside its picture and will be lost; an empty list where there is nothing."""
+    info = info or {}
+    found = {name for code, name in LOST_TAGS.items() if code in tags}
+    found |= {name for key, name in LOST_INFO.items() if key in info}
+    found |= {f"the text {name!r}" for name in texts if name != XMP_TEXT}
+    gamma = info.get("gamma", USUAL_GAMMA)
+    if abs(gamma - USUAL_GAMMA) > 0.001 and not {"srgb", "icc_profile"} & set(info):
+        found.add(f"the gamma of {gamma:g}")
+    return [f"not kept: {', '.join(sorted(found))}"] if found else []
 
 
 def how_encoded(image, file):
@@ -436,11 +462,15 @@ def decode_with_tifffile(file, max_megapixels):
             pixels = numpy.moveaxis(pixels, 0, 2)
         pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
         extra = [int(kind) for kind in page.extrasamples]
-        tags = {tag.code: tag.value for tag in page.tags if tag.code in (*DESCRIPTIVE, ORIENTATION, 34675, 700)}
+        tags = {
+            tag.code: tag.value for tag in page.tags if tag.code in (*DESCRIPTIVE, *LOST_TAGS, ORIENTATION, 34675, XMP)
+        }
         dpi = page.get_resolution("inch") if 282 in page.tags and page.resolutionunit != 1 else None
     orientation, encoding = int(tags.get(ORIENTATION, 1)), {"inverted": page.photometric == 0}
+    exif, notes = need_pillow().Exif(), not_kept(tags)
+    if pixels.dtype.itemsize > 4:
+        notes.append(f"its {pixels.dtype} values become float32")
     pixels = upright(pixels.astype("float32" if pixels.dtype.kind == "f" else "uint16"), orientation)
-    exif, notes = need_pillow().Exif(), []
     if alpha and extra == [UNKNOWN]:
         pixels, alpha = pixels[:, :, :-1], False
         notes.append(EXTRA_CHANNEL)
@@ -454,7 +484,7 @@ def decode_with_tifffile(file, max_megapixels):
     if orientation in (5, 6, 7, 8) and dpi:
         dpi = dpi[::-1]
     return Picture(
-        pixels, space, alpha, (0, 65535), exif, tags.get(34675), dpi, upright_xmp(tags.get(700)), encoding, notes
+        pixels, space, alpha, (0, 65535), exif, tags.get(34675), dpi, upright_xmp(tags.get(XMP)), encoding, notes
     )
 
 
@@ -630,7 +660,7 @@ def as_pillow(picture):
 
 def save_options(picture, kind, quality):
     """The options of Pillow's `save`."""
-    options = {"exif": picture.exif and picture.exif.tobytes(), "icc_profile": picture.icc, "dpi": picture.dpi}
+    options = {"exif": exif_to_write(picture, kind), "icc_profile": picture.icc, "dpi": picture.dpi}
     if kind in ("JPEG", "WEBP"):
         options |= {"xmp": picture.xmp, "quality": quality}
     if kind == "JPEG" and picture.encoding.get("subsampling", -1) >= 0:
@@ -647,8 +677,18 @@ def save_options(picture, kind, quality):
         from PIL.PngImagePlugin import PngInfo
 
         options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", picture.xmp.decode(errors="replace"))
+        options["pnginfo"].add_itxt(XMP_TEXT, picture.xmp.decode(errors="replace"))
     return {name: value for name, value in options.items() if value is not None}
+
+
+def exif_to_write(picture, kind):
+    """The EXIF as bytes, None for none; a TIFF has its XMP among these tags."""
+    exif = picture.exif
+    if kind == "TIFF" and picture.xmp:
+        exif = need_pillow().Exif()
+        exif.load(picture.exif.tobytes() if picture.exif else None)
+        exif[XMP] = picture.xmp
+    return exif and exif.tobytes()
 
 
 def write_deep_png(picture, file):
@@ -700,7 +740,7 @@ def write_deep_tiff(picture, file):
     texts = [(code, 2, 0, exif[code], True) for code in exif if isinstance(exif[code], str) and code in DESCRIPTIVE]
     if {EXIF_IFD, GPS_IFD} & set(exif):
         picture.notes.append(LOST_EXIF)
-    extra = [(700, 1, len(picture.xmp), picture.xmp, True)] if picture.xmp else []
+    extra = [(XMP, 1, len(picture.xmp), picture.xmp, True)] if picture.xmp else []
     pixels = picture.pixels[:, :, 0] if picture.pixels.shape[2] == 1 else picture.pixels
     tifffile.imwrite(
         file,

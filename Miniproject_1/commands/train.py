@@ -39,7 +39,6 @@ import itertools
 import math
 import os
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +74,7 @@ from Miniproject_1.model import (
     measure_noise,
     save_atomically,
 )
-from Miniproject_1.others.data import read_checkpoint
+from Miniproject_1.others.data import check_writable, read_checkpoint
 
 SQUARE = 128  # pixels a side: large pictures are cut into such squares
 HELD_SHARE, HELD_MOST = 20, 128  # one square of so many, and at most so many, are not learnt from
@@ -393,19 +392,7 @@ def check_files(options, checkpoint):
             raise FileExistsError(f"{options.out} exists; --force overwrites, --start learns on from it")
     for path in filter(None, outputs.values()):
         check_writable(path)
-
-
-def check_writable(path):
-    """OSError where no file can be written at `path`; its folder is made where there is none."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
-    folder = Path(os.path.realpath(path)).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"nothing can be written to {folder}: {error.strerror}") from error
+        Path(os.path.realpath(path)).parent.mkdir(parents=True, exist_ok=True)
 
 
 def open_validation(options, scale):
