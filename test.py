@@ -43,12 +43,12 @@ with warnings.catch_warnings():  # nothing here needs NumPy, and every process w
 
 
 class Criterion(NamedTuple):
-    """A limit that a measured value is held against. Of those with one name, the first that applies counts."""
+    """A limit for a measured value. Of the criteria with the same name, the first that applies counts."""
 
     name: str  # of the row in the table, or of the tolerance
     sign: str
     limits: tuple  # for project 1, for project 2
-    above: str = ""  # the PSNR that the limit is counted from: of the "noisy" images, of the model "before" the epoch
+    above: str = ""  # the limit is relative to this PSNR: of the "noisy" images, of the model "before" the epoch
     data: str = ""  # applies to "course" data (-d) or to the "default" data that this repository makes; "": to both
     pairs: int = 0  # applies to at least so many training pairs
 
@@ -163,7 +163,7 @@ def describe(error):
 
 
 def attempt(function, *arguments):
-    """The faults that the function returns; whatever it raises is one as well, sys.exit included."""
+    """The faults that the function returns; anything it raises counts as one, sys.exit included."""
     try:
         return function(*arguments)
     except BaseException as error:
@@ -208,8 +208,8 @@ def timed(function, *arguments, **keywords):
     """The function's result and the seconds it took."""
     start = time.perf_counter()
     result = function(*arguments, **keywords)
-    if torch.cuda.is_initialized():  # asked on any other machine, it would start the GPU
-        torch.cuda.synchronize()  # what a GPU still has to do counts
+    if torch.cuda.is_initialized():  # otherwise synchronize would start the GPU
+        torch.cuda.synchronize()  # work that a GPU has not finished counts
     return result, time.perf_counter() - start
 
 
@@ -383,9 +383,9 @@ def check_blocks(job):
 
 
 def foreign_imports(folder):
-    """Imports against the rules of project 2, in every file of the submission that importing and learning have loaded.
+    """Imports that break the rules of project 2, in every file of the submission that has been loaded by now.
 
-    Those are the files of the two projects and those beside them, but for this one.
+    The submission is the files of the two projects and those beside them, except this one.
     """
     projects = [folder / "Miniproject_1", folder / "Miniproject_2"]
     loaded = {Path(module.__file__).resolve() for module in sys.modules.values() if getattr(module, "__file__", None)}
@@ -419,8 +419,8 @@ def sequential_sides(m, x):
     return m.Sequential(conv, m.Sigmoid()).forward(x), F.conv2d(x, conv.weight, conv.bias).sigmoid()
 
 
-# The course's own comparison: (graded module m, input x) -> (its output, torch's), held together by plain allclose.
-# Near zero that passes only where sums are rounded in torch's own order. All of it has the default dtype.
+# The course's own comparison: (graded module m, input x) -> (its output, torch's), compared by plain allclose. Near
+# zero that passes only if sums are added in torch's own order. All tensors have the default dtype.
 PLAIN_CASES = {
     "Conv2d(3, 3, 3)": conv_sides,
     "Sigmoid()": lambda m, x: (m.Sigmoid().forward(x), torch.sigmoid(x)),
@@ -625,7 +625,7 @@ def run_child(step, job, limit, folder):
 
 
 def serve(name, job, path):
-    """The child: runs the step of that name, and writes each row, at last DONE, as a line of the file."""
+    """The child: runs the step of that name and writes its rows, then DONE, to the file, one per line."""
     prepare_streams()
     job, step = Job(*json.loads(job)), next(step for step in (*STEPS, TOGETHER) if step.name == name)
     sys.argv[:], sys.dont_write_bytecode = ["test.py"], True  # the graded folder stays as it is
@@ -656,7 +656,7 @@ def step_rows(step, job):
 
 
 def global_state():
-    """What graded code must leave as it is. Drawing random numbers is fine, so of them only torch's seed counts."""
+    """What graded code must not change. Drawing random numbers is allowed, so only torch's seed is checked."""
     return {
         "autograd mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
         "default dtype": torch.get_default_dtype(),
@@ -677,7 +677,7 @@ def global_state():
 
 
 def prepare_streams():
-    """Makes stdin, stdout and stderr exist, which they do not in a service, and escape what their encoding lacks."""
+    """Opens stdin, stdout and stderr if missing, as in a service; escapes characters that their encoding lacks."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- for the life of the process
@@ -704,7 +704,7 @@ def make_default_data():
 
 
 def prepare(project, data=None, pairs=None, images=None):
-    """The Job. Reads the data once, so that their faults are told before anything is graded: ValueError."""
+    """The Job. Reads the data once, so that faults in them raise ValueError before anything is graded."""
     job = Job(str(project.resolve()), "course" if data else "default")
     data = (data or make_default_data()).resolve()
     train, val = data / "train_data.pkl", data / "val_data.pkl"

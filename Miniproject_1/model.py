@@ -584,11 +584,11 @@ class Pairs:
 
 @dataclass(frozen=True)
 class PairNoise:
-    """What two noisy versions of the same images tell about their noise; see `measure_noise`.
+    """What two noisy versions of an image reveal about their noise; see `measure_noise`.
 
     Attributes:
-        correlation: of the noise of neighbouring pixels, of the six neighbours up to two pixels away the furthest
-            from 0. White noise has 0; blurred, demosaiced, enlarged or JPEG-coded noise has more.
+        correlation: of the noise of neighbouring pixels: the value furthest from 0 among six neighbours up to two
+            pixels away. White noise has 0; blurred, demosaiced, enlarged or JPEG-coded noise has more.
         line_correlation: mean over all pairs of pixels of one row or one column: stripes and drifting exposure have
             more than 0.
         imbalance: (variance of noise a - variance of noise b) / (their sum): 0 for images that are equally noisy.

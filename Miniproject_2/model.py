@@ -84,7 +84,7 @@ class Architecture:
 
     @property
     def equivariant(self):
-        """Whether weights exist that turn the output with the input: features in eights, windows that fit evenly."""
+        """Whether the network can be equivariant: both widths are multiples of 8, and the kernel is even."""
         return self.width % 8 == self.deep_width % 8 == self.kernel % 2 == 0
 
 
@@ -93,12 +93,12 @@ class Recipe:
     """How `Model.train` learns."""
 
     optimiser: str = "muon"  # or "adam", "sgd"
-    lr: float | None = None  # at the peak, for weights that have seen no pairs; None: that of RATES
+    lr: float | None = None  # peak rate for fresh weights; None: the one in RATES
     momentum: float = 0.95  # of Muon and SGD
     batch_size: int = 16  # pairs of 32 x 32 a step; larger images: as many as have the same number of pixels
     min_batch_size: int = 4  # short trainings take smaller batches, to have ...
     min_steps: int = 1000  # ... about this many steps
-    min_pairs: int = 2_000  # of 32 x 32, for fresh weights: fewer are passed over more often, at most MOST_PASSES times
+    min_pairs: int = 2_000  # of 32 x 32: fresh weights make more passes over fewer pairs, at most MOST_PASSES
     ema_share: float = 0.05  # share of the steps that the moving average of the weights spans; 0: the last weights
     swap_pixels: bool | None = None  # swap the two noisy values of half the pixels; None: where `PairNoise` allows it
     both_directions: bool | None = None  # learn b from a as well as a from b, in one step; None: where they are alike
@@ -114,14 +114,14 @@ class Recipe:
             raise ValueError(f"Recipe needs an lr >= 0 and an ema_share in [0, 1]; got {self}")
 
     def decided(self, noise):
-        """The recipe for pairs with a `PairNoise`: what it left open is decided."""
+        """The recipe, its open choices (None) settled by a `PairNoise` of pairs."""
         measured = {"swap_pixels": noise.exchangeable, "both_directions": noise.alike}
         return replace(self, **{name: value for name, value in measured.items() if getattr(self, name) is None})
 
 
-RATES = {"muon": 1.5e-2, "adam": 1e-3, "sgd": 1.0}  # what each optimiser learns well with
-MOST_PASSES = 20  # over few pairs: more of them harm where pixels are not swapped
-PATCH = 64  # pixels a side: larger training pairs are learnt from in random patches of this size
+RATES = {"muon": 1.5e-2, "adam": 1e-3, "sgd": 1.0}  # a good peak rate for each optimiser
+MOST_PASSES = 20  # over few pairs: more passes do harm where pixels are not swapped
+PATCH = 64  # pixels a side: larger training pairs are cut into random patches of this size
 LR_DECAY_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
 CHUNK = 2**17  # pixels predicted at once, about 1 kB of work space each
 TILE = 256  # pixels a side, a multiple of 4: images of more than CHUNK pixels are predicted in tiles
@@ -153,10 +153,10 @@ def random_mask(shape, device, generator):
 
 
 def lasting_empty(shape, device=None, dtype=None):
-    """`empty`, but fit for changes everywhere also if the caller is in inference mode.
+    """`empty`, but the tensor may be changed anywhere, even if the caller is in inference mode.
 
-    A tensor made in inference mode can never be changed outside of it. The mode belongs to a thread, so that a new
-    thread has none.
+    A tensor made in inference mode can never be changed outside it. The mode is per thread, so a new thread is not in
+    it.
     """
     like = empty(0, device=device, dtype=dtype)  # with the caller's defaults
     if not like.is_inference():
@@ -172,7 +172,7 @@ def lasting(tensor):
 
 @functools.cache
 def default_device():
-    """CUDA where it runs a kernel of this torch, else the CPU: old cards are there, but have none."""
+    """CUDA if it can run a kernel, else the CPU: torch sees old cards but has no kernels for them."""
     try:
         empty(1, device="cuda").fill_(1).add_(1).item()
     except Exception:  # AssertionError without CUDA in this torch, RuntimeError of many kinds with it
@@ -304,7 +304,7 @@ def gather_patches(image, window, positions):
 
 
 class Unfolded:
-    """An image (N, C, H, W), and what the window sees of it at each position: gathered when asked for, and once."""
+    """An image (N, C, H, W) and its patches, one per position of the window, gathered once, on first use."""
 
     def __init__(self, image, window, positions):
         self.image, self.window, self.positions = image, window, positions
@@ -330,7 +330,7 @@ def scatter_patches(patches, window, positions, shape):
 
 
 def tap_runs(taps, stride, dilation):
-    """(first, end, cell, place in cell): the taps of one axis in runs within one cell of `stride` pixels."""
+    """(first, end, cell, offset in it): the taps of an axis in runs inside one cell of `stride` pixels."""
     length = stride if dilation == 1 else 1
     return [
         (tap, min(tap + length, taps), tap * dilation // stride, tap * dilation % stride)
@@ -368,10 +368,10 @@ def crop_cells(cells, window, shape):
 #     spread:           image = scatter(map W^T)     TransposeConv2d forward, Conv2d gradient of the input
 #     weight_gradient:  W     = P^T map              both
 #
-# They exist three times. `FastSums` is for speed. `ColumnSums` and `RunningSums` round like torch.nn.functional where
-# that can be had: any other order of the same sum differs by more than plain `allclose` forgives near zero. It can be
-# had for one small image, and for short sums. For the rest torch takes the processor's own library, whose order depends
-# on the processor.
+# There are three versions. `FastSums` is for speed. `ColumnSums` and `RunningSums` round like torch.nn.functional
+# where possible: in any other order the same sum differs by more than plain `allclose` tolerates near zero. It is
+# possible for one small image, and for short sums. For the rest torch calls the processor's own library, whose order
+# depends on the processor.
 
 
 def product(a, b, start=None):
@@ -477,7 +477,7 @@ class RunningSums(FastSums):
 
 
 def choose_sums(x, weight, window, transposed):
-    """What rounds like torch for the input `x` of a convolution, as far as that can be had; else `FastSums`.
+    """The sums that round like torch for the input `x` of a convolution, where possible; else `FastSums`.
 
     On a CPU in float32, for contiguous tensors and one group: torch takes its own im2col code for one small image and a
     small kernel (aten/src/ATen/native/Convolution.cpp, use_mkldnn), and the processor's library for the rest.
@@ -500,9 +500,9 @@ class Module:
     """A block. Subclasses give `run`, `backward` and, with parameters, `param`.
 
     `forward` keeps what `backward` needs; `backward` returns the gradient of the input and adds the gradients of the
-    parameters to those in `param()`. It belongs to the last `forward`; called twice, it adds twice. What went into a
-    `forward` and came out of it must not be changed in place before that, but by the `inplace` of a following block.
-    Outputs never require grad, whatever the global grad mode and the inputs.
+    parameters to those in `param()`. It belongs to the last `forward`; called twice, it adds twice. Until then, that
+    `forward`'s inputs and output must not be changed in place, except by a following block with `inplace`. Outputs
+    never require grad, whatever the global grad mode and the inputs.
 
     `apply` gives the same output and keeps nothing, so that threads can share the block.
     """
@@ -544,10 +544,10 @@ class Module:
 class Convolution(Module):
     """What Conv2d and TransposeConv2d share: the parameters, their gradients and their initialisation.
 
-    `weight` and `bias` may be copied into or assigned. Assigning copies the values, so that optimisers made before keep
-    working; after it has changed the dtype or the device, make them anew. `weight_grad` and `bias_grad` are the
-    gradients. Further options of both: `generator`, see `reset_parameters`; `device` and `dtype`, torch's defaults if
-    not given; `padding_mode`, of which there is "zeros" alone.
+    `weight` and `bias` may be copied into or assigned. Assigning copies the values, so existing optimisers keep
+    working; if it changes the dtype or the device, make new ones. `weight_grad` and `bias_grad` are the gradients.
+    Both also take `generator`, see `reset_parameters`; `device` and `dtype`, by default torch's; and `padding_mode`,
+    which must be "zeros".
 
     Where `rounds` is set, the factors of the matrix products are rounded from float32 to bfloat16, and so are the
     products; parameters and gradients stay float32.
@@ -608,7 +608,7 @@ class Convolution(Module):
         return choose_sums(x, self._weight, self.window, isinstance(self, TransposeConv2d))
 
     def rounded(self, tensor):
-        """What of a tensor goes into the matrix products."""
+        """A tensor as it enters the matrix products."""
         return tensor.detach().to(BFLOAT16 if self.rounds and tensor.dtype == FLOAT32 else tensor.dtype)
 
     def accumulate(self, unfolded, maps, gradwrtoutput):
@@ -691,7 +691,7 @@ class Conv2d(Convolution):
         return in_format_of(x, y.to(x.dtype)), unfolded
 
     def add_gradients(self, gradwrtoutput):
-        """Adds those of the parameters: map = P W + b, so that dW = P^T dmap, db = sum(dmap). Returns dmap, rounded."""
+        """Adds the parameters' gradients: map = P W + b, so dW = P^T dmap, db = sum(dmap). Returns dmap, rounded."""
         unfolded = self._kept
         expected = unfolded and (unfolded.image.shape[0], self._weight.shape[0], *unfolded.positions)
         gradient = check_gradient(gradwrtoutput, expected, "Conv2d", self._weight.dtype)
@@ -700,7 +700,7 @@ class Conv2d(Convolution):
         return maps
 
     def backward(self, gradwrtoutput):
-        """Adds those of the parameters and returns that of the input, dimage = scatter(dmap W^T)."""
+        """Adds the parameters' gradients and returns the input's, dimage = scatter(dmap W^T)."""
         maps, x = self.add_gradients(gradwrtoutput), self._kept.image
         image = self.sums(x).spread(maps, self.rounded(self._weight), self.window, x.shape)
         return in_format_of(gradwrtoutput, image.to(gradwrtoutput.dtype))
@@ -801,9 +801,9 @@ class ReLU(Module):
         return y, y
 
     def backward(self, gradwrtoutput):
-        """1 where the output is positive, else 0, also at 0. Its sign is that mask, 20 times as fast as masked_fill.
+        """Slope 1 where the output is positive, else 0: its sign, 20 times as fast as masked_fill.
 
-        Unlike torch's, a gradient that is not finite gives NaN there.
+        Unlike in torch, a gradient that is not finite gives NaN where the slope is 0.
         """
         y = self._kept
         gradient = check_gradient(gradwrtoutput, None if y is None else y.shape, "ReLU")
@@ -827,7 +827,7 @@ class Sigmoid(Module):
 class MSE(Module):
     """mean((prediction - target)^2) over all elements: torch.nn.MSELoss.
 
-    `backward()` is the gradient by the prediction.
+    `backward()` is the gradient w.r.t. the prediction.
     """
 
     def run(self, prediction, target):
@@ -1030,9 +1030,9 @@ class Muon(Optimiser):
 def newton_schulz(matrices, steps=5):
     """Moves all singular values of (M, rows, columns) near 1, to about [0.7, 1.2], by the iteration that Muon uses.
 
-    X <- (a + b X X^T + c (X X^T)^2) X. All factors are polynomials of the one matrix X X^T, so that only they are
-    iterated, on the shorter side: `gram` is X X^T of the current X, `total` the product of the factors so far. It takes
-    float32: a rounded `gram` has negative eigenvalues, which grow without end.
+    X <- (a + b X X^T + c (X X^T)^2) X. All factors are polynomials in the one matrix X X^T, so only they are iterated,
+    on the shorter side: `gram` is X X^T of the current X, `total` the product of the factors so far. This needs
+    float32: a rounded `gram` has negative eigenvalues, which grow without bound.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return newton_schulz(matrices.mT, steps).mT
@@ -1073,7 +1073,7 @@ def invert_d4(images, element):
 
 @functools.cache
 def regular_representation():
-    """For each element h of D4 the numbers of h^-1 g, g = 0 .. 7: what comes to place g when h moves h^-1 g to g."""
+    """For each element h of D4, the numbers of h^-1 g for g = 0 .. 7: the entry that h moves to place g."""
     square = arange(9, device="cpu").view(1, 1, 3, 3)
     turned = [apply_d4(square, g) for g in D4]
     numbers = {tuple(image.flatten().tolist()): number for number, image in enumerate(turned)}
@@ -1082,13 +1082,13 @@ def regular_representation():
 
 
 def orbits(shape, first_group, second_group):
-    """Which entries of a convolution weight D4 turns into each other: int64 (8, entries / 8).
+    """The orbits of a convolution weight under D4: the numbers of its entries, int64 (8, entries / 8), one per column.
 
-    Of features that come in eights (the regular representation of D4), the symmetry h takes number g of each eight to
-    number h g. A weight then belongs to a network that turns its output with its input if it stays the same when h
-    turns its kernels and takes its outputs and inputs along (T. Cohen, M. Welling, "Group Equivariant Convolutional
-    Networks", ICML 2016, section 6). The groups, one for each of the first two dimensions, are 8 for features that come
-    in eights, 1 for the channels of images, which stay in place.
+    Features come in groups of eight (the regular representation of D4): the symmetry h moves feature g of a group to
+    h g. A layer is equivariant if its weight stays the same when h turns its kernels and moves its output and input
+    features along (T. Cohen, M. Welling, "Group Equivariant Convolutional Networks", ICML 2016, section 6). The groups,
+    one for each of the first two dimensions, are 8 for such features, 1 for the channels of images, which stay in
+    place.
     """
     numbers = arange(math.prod(shape), device="cpu").view(shape)
     turned = []
@@ -1124,10 +1124,10 @@ def pad_to_multiple(images, multiple):
 
 
 class Network(Sequential):
-    """The fixed network: two stride-2 convolutions, two upsamplings. What it takes is made by `prepared`.
+    """The fixed network: two stride-2 convolutions, two upsamplings. `prepared` makes its input.
 
     (B, in_channels, H, W) -> same shape in (0, 1), H and W multiples of 4. If the architecture allows it, it is
-    equivariant: it turns its output with its input, as its weights are constant on their orbits (see `orbits`).
+    equivariant: its weights are constant on each orbit (see `orbits`), so the output turns with the input.
     """
 
     multiple = 4
@@ -1179,7 +1179,7 @@ class Network(Sequential):
         return result
 
     def add_gradients(self, gradwrtoutput):
-        """`backward` without the gradient of the input, of which training has no use."""
+        """`backward` without the gradient of the input, which training does not need."""
         first, *others = self.modules
         for module in reversed(others):
             gradwrtoutput = module.backward(gradwrtoutput)
@@ -1192,7 +1192,7 @@ class Network(Sequential):
         return -(-(3 * a.kernel + 6 * a.up_kernel) // 4) * 4
 
     def prepared(self, images):
-        """Images in [0, 1] -> what the network takes: of any H x W, centred, of about unit variance, channels-last."""
+        """Images in [0, 1], any H x W -> the network's input: padded, centred, about unit variance, channels-last."""
         return channels_last(pad_to_multiple(images, self.multiple)).sub(0.5).mul_(self.architecture.input_scale)
 
     def denoised(self, images):
@@ -1229,11 +1229,11 @@ class Pairs:
 
 @dataclass(frozen=True)
 class PairNoise:
-    """What two noisy versions of the same images tell about their noise; see `measure_noise`.
+    """What two noisy versions of an image reveal about their noise; see `measure_noise`.
 
     Attributes:
-        correlation: of the noise of neighbouring pixels, of the six neighbours up to two pixels away the furthest
-            from 0. White noise has 0; blurred, demosaiced, enlarged or JPEG-coded noise has more.
+        correlation: of the noise of neighbouring pixels: the value furthest from 0 among six neighbours up to two
+            pixels away. White noise has 0; blurred, demosaiced, enlarged or JPEG-coded noise has more.
         line_correlation: mean over all pairs of pixels of one row or one column: stripes and drifting exposure have
             more than 0.
         imbalance: (variance of noise a - variance of noise b) / (their sum): 0 for images that are equally noisy.
@@ -1345,9 +1345,9 @@ def ratio(numerators, denominators):
 
 
 def augment(noisy_a, noisy_b, recipe, generator):
-    """A random symmetry, and what else the recipe asks for, alike for both images of each pair (B, C, H, W).
+    """A random symmetry, and what else the recipe asks for, the same for both images of each pair (B, C, H, W).
 
-    In both directions there are 2 B pairs: the targets' noise, most of what the gradients differ by, is averaged.
+    Both directions make 2 B pairs: the targets' noise, the main noise in the gradients, is averaged.
     """
     element = D4[generator.randrange(8)]
     noisy_a, noisy_b = apply_d4(noisy_a, element), apply_d4(noisy_b, element)
@@ -1394,7 +1394,7 @@ def keep_freed_memory():
 
 
 class Training:
-    """Optimiser, averaged weights and random draws of a network that learns: everything a resumed training needs.
+    """Optimiser, averaged weights and random numbers of a training: everything that is needed to resume it.
 
     `step` learns from one batch, `finish` gives the network its averaged weights, `state_dict` and `load_state_dict`
     continue exactly where another process stopped. An equivariant network stays so, by gradients that are constant on
@@ -1502,8 +1502,8 @@ def warn_of_range(images):
     low, high, typical = values.min().item(), values.max().item(), values.abs().mean().item()
     if (images.is_floating_point() and typical <= 1 and 0 < high <= 4) or high > 2 * 255:  # 4: noise leaves [0, 1]
         warnings.warn(
-            f"values must be in [0, 255], and those of these images are in [{low:g}, {high:g}]: scale them first, such "
-            "as by images * 255 for [0, 1] or images * (255 / 65535) for 16 bits",
+            f"values must be in [0, 255]; those of these images are in [{low:g}, {high:g}]: scale them first, e.g. by "
+            "images * 255 for [0, 1] or images * (255 / 65535) for 16 bits",
             stacklevel=3,
         )
 
@@ -1522,7 +1522,7 @@ def warn_of_twins(noisy_a, noisy_b):
 
 
 def warn_of_offset(noise):
-    """An image that is brighter than its partner teaches the partner's brightness; see `Model.train`."""
+    """Warns of a difference in brightness, which would be learnt as well; see `Model.train`."""
     if abs(noise.offset) > 0.1 + 4 * noise.errors[3]:
         warnings.warn(
             f"noisy_a and noisy_b differ in brightness by {noise.offset:.2f} standard deviations of their noise: the "
@@ -1596,9 +1596,9 @@ class Model:
         recipe: how `train` learns; see `Recipe`.
         seed: of the first weights and of every random draw of training.
         device: where to compute; None takes CUDA where it works.
-        precision: of the two inner convolutions, nearly all of the work: 'float32', or 'bfloat16', with which a step
-            of training takes 0.7 times as long where the processor multiplies it; None takes it there. An image then
-            differs from the float32 one by 0.1 grey values (root mean square; at most 0.8).
+        precision: of the two inner convolutions, nearly all of the work: 'float32' or 'bfloat16'; None takes bfloat16
+            where the processor multiplies it. A training step then takes 0.7 times as long, and an image differs from
+            the float32 one by 0.1 grey values (root mean square; at most 0.8).
         sizes: of the network, such as in_channels=1 or width=64; see `Architecture`.
 
     Attributes:
@@ -1657,7 +1657,7 @@ class Model:
         if not all(map(math.isfinite, values)):
             raise ValueError(f"{Path(path).name} holds weights that are not finite: train again")
         if sum(parameter.numel() for parameter in parameters) != len(values):
-            raise ValueError(f"{Path(path).name} has {len(values)} parameters, and the network it describes has not")
+            raise ValueError(f"{Path(path).name} has {len(values)} parameters, unlike the network it describes")
         for parameter in parameters:
             count = parameter.numel()
             parameter.copy_(parameter.new_tensor(values[:count].tolist()).view(parameter.shape))
@@ -1667,26 +1667,26 @@ class Model:
     def train(self, noisy_a, noisy_b, epochs=1, *, num_epochs=None, progress=None):
         """Learns from pairs of noisy images, no clean one needed; called again, it goes on learning.
 
-        The learning rate rises and falls over the steps of this call, and starts lower the more pairs the weights have
-        seen. Interrupted, the model keeps the average of its weights so far.
+        The learning rate rises and falls over the steps of this call; its peak falls with the number of pairs seen. If
+        interrupted, the model keeps the average of its weights so far.
 
         Args:
             noisy_a, noisy_b: (N, C, H, W) in [0, 255], any real dtype, any H x W: two noisy versions of the same
                 images, with independent noise. Other scales, and the same images twice, give a warning.
-            epochs: passes over the pairs; `num_epochs` is another name for it. An image larger than 64 x 64 is learnt
-                from in random patches, in an epoch as many as cover its area. Fresh weights pass over few pairs more
-                often than asked: until they have seen 2,000 of 32 x 32, or 20 times; see `Recipe.min_pairs`.
+            epochs: passes over the pairs; `num_epochs` is another name for it. From an image larger than 64 x 64, an
+                epoch takes as many random patches as cover its area. With few pairs, fresh weights make more passes
+                than asked: until they have seen 2,000 of 32 x 32, at most 20; see `Recipe.min_pairs`.
             progress: called as `progress(step, steps, loss)` after each step, the loss a 0-d tensor. It may call
                 `predict` and `save`, which see the weights of that step.
 
-        What is assumed of the noise, beside its independence in the two images:
-            its mean is 0. A brightness that differs between the images is learnt as well, with a warning; clipped
-                noise leaves its bias near black and white.
-            Alike in both images: measured, see `noise`; else only b is learnt from a, not a from b. Independent between
-                pixels: measured, too; values are swapped only then.
-            It has no direction: an equivariant network treats rows and columns alike, and cannot learn to remove the
-                stripes of one direction alone. For these take `Model(width=100, deep_width=196)`, which is not.
-            Pictures look alike in other views, such as their negatives: measured, see `choose_views`.
+        Assumptions, besides independent noise in the two images:
+            The noise has mean 0. A difference in brightness is learnt as well, with a warning; clipping leaves a bias
+                near black and white.
+            It is alike in both images: measured, see `noise`; otherwise only b is learnt from a, not a from b. It is
+                independent between pixels: measured, too; otherwise no pixels are swapped.
+            It has no direction: an equivariant network treats rows and columns alike, and cannot learn to remove
+                stripes of one direction. For these use `Model(width=100, deep_width=196)`, which is not equivariant.
+            Other views of a picture, such as its negative, look natural, too: measured, see `choose_views`.
 
         Raises TypeError or ValueError for what cannot be learnt from.
         """
@@ -1719,7 +1719,7 @@ class Model:
             self.choose_views(noisy_a, noisy_b)
 
     def _batch_size(self, pairs, epochs):
-        """As many patches as the recipe's batch has pixels, fewer where the weights see few in all."""
+        """As many patches as hold the pixels of the recipe's batch; fewer if few are seen in all."""
         recipe = self.recipe
         full = max(1, recipe.batch_size * 32 * 32 // math.prod(pairs.patch))
         few = (self.pairs_seen + len(pairs) * epochs) // recipe.min_steps
@@ -1730,8 +1730,8 @@ class Model:
 
         Args:
             images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Another scale gives
-                a warning. Large ones go through the network in overlapping tiles: the memory needed is bounded, the
-                result of a single pass that of the whole.
+                a warning. Large ones go through the network in overlapping tiles: this bounds the memory; a single pass
+                gives the result of the whole image.
             ensemble: True averages the predictions of several views of each image; see `views`. False predicts once;
                 None averages images up to 64 x 64.
 
@@ -1761,8 +1761,8 @@ class Model:
     def every_view(self):
         """The views of an image: (element of D4, negative, channels reversed). The first is the image as it is.
 
-        All of D4 for most networks. An equivariant one turns with its input anyway: there it is the image and its
-        negative, each with its channels in both orders.
+        All of D4, unless the network is equivariant and turns with its input anyway: then the image and its negative,
+        and with three channels also both in reverse order.
         """
         if not self.network.equivariant:
             return [(element, False, False) for element in D4]
@@ -1772,9 +1772,9 @@ class Model:
     def choose_views(self, noisy_a, noisy_b):
         """Chooses what self-ensembles average, by up to 64 of the pairs; `train` calls it. Arguments as for `train`.
 
-        A view stays where the mean of its prediction and that of the image as it is comes no farther from the other
-        noisy image than the latter alone. The negatives of dark pictures, reversed channels that are no colours, or
-        channels of unequal noise are unlike all that was learnt from: averaged in, they can ruin a prediction.
+        A view is kept if the mean of its prediction and that of the unchanged image is no farther from the other noisy
+        image than the latter prediction alone. Negatives of dark pictures, and reversed channels that are not colours
+        or have unequal noise, are unlike anything learnt from: averaged in, they can ruin a prediction.
         """
         some = slice(None, None, -(-len(noisy_a) // VIEWED)), slice(None), *2 * [slice(ENSEMBLE_SIDE)]
         noisy, other = (images.detach()[some].to(self.device).float() / 255 for images in (noisy_a, noisy_b))
@@ -1788,9 +1788,9 @@ class Model:
     def _predict_tiles(self, images, views, result):
         """Writes the prediction of (B, C, H, W) into `result`; only one tile at a time is on the model's device.
 
-        A tile is predicted with a margin as wide as the network's reach, so that its edges do not show. Of a network
-        that is not equivariant, the turned views of a tile and of the whole may have other grids: sides that are no
-        multiples of 4 are filled up where the view ends.
+        A tile is predicted with a margin as wide as the network's reach, so that its edges do not show. Unless the
+        network is equivariant, turned views of a tile and of the whole may lie on different grids: sides that are not
+        multiples of 4 are padded where the view ends.
         """
         height, width = images.shape[2:]
         margin, tile = self.network.reach, TILE if height * width > CHUNK else max(height, width)
@@ -1804,7 +1804,7 @@ class Model:
 
 
 def check_views(numbers, views):
-    """The numbers of chosen views as a weights file has them; ValueError where there are no such views."""
+    """The numbers of the chosen views from a weights file; ValueError if there are no such views."""
     if numbers is None:
         return None
     if numbers[:1] != [0] or not set(numbers) <= set(range(len(views))) or len(set(numbers)) < len(numbers):

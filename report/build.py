@@ -3,7 +3,7 @@
     python -m report.build            # seconds; needs typst and matplotlib: pip install .[report]
     python -m report.build --pages D  # also every page as D/Report_1-1.png, to look at
 
-What it read and wrote stands with hashes in `build.json`: by them a test tells what is older than the records.
+`build.json` holds the hashes of all inputs and outputs, by which a test finds what is older than the records.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def sources():
 
 
 def digest(path):
-    """Of the content; of a text with the line ends of any system."""
+    """Of the content; for text, the same with any line endings."""
     content = path.read_bytes()
     if path.suffix not in (".png", ".pdf"):
         content = content.replace(b"\r\n", b"\n")
@@ -53,7 +53,7 @@ ALLOWED_IN_FORMULAE = {"0", "0.5", "1", "2", "3", "4", "5", "10", "32"}  # expon
 
 
 def typed_numbers(source):
-    """Numbers in the text of a Typst source that it does not take from the records, blanks, semicolons that vanish."""
+    """Numbers in a Typst source's text that are not from the records; also placeholders and semicolons that vanish."""
     text = re.sub(r"//.*", "", source)
     text = re.sub(r'\b(n|any|rows|picture|sheet|bibliography)\("[^"]*"\)?', "", text)  # names, not shown
     text = re.sub(r"#import.*|`[^`]*`|@[\w-]+|<[\w-]+>|\b[\d.]+fr\b", "", text)
@@ -90,7 +90,7 @@ def table_in(text):
 
 
 def newest_record():
-    """The day of the newest record: the PDFs' date, so that equal records make equal files."""
+    """Noon of the newest record's day: the PDFs' date, so equal records make equal files."""
     lines = [row for path in records.RESULTS.glob("*.jsonl") for row in records.read_lines(path)]
     day = datetime.date.fromisoformat(max(row["recorded"] for row in lines if "recorded" in row))
     return int(datetime.datetime(day.year, day.month, day.day, 12, tzinfo=datetime.timezone.utc).timestamp())

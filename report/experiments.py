@@ -1,6 +1,6 @@
-"""Every long experiment of the reports, as one command that goes on where it stopped. Hours.
+"""All long experiments of the reports, as one command that can be resumed. Takes hours.
 
-    python -m report.experiments PHOTOS --validate val_data.pkl            # all, the most telling first
+    python -m report.experiments PHOTOS --validate val_data.pkl            # all, the most informative first
     python -m report.experiments PHOTOS --validate val_data.pkl --list     # what there is, and what is still to be run
     python -m report.experiments PHOTOS --validate val_data.pkl --only ablations optimisers
 
@@ -25,7 +25,7 @@ ONE, BOTH, UNET, NOISE2NOISE = records.ONE, records.BOTH, records.UNET, records.
 
 
 class Job(NamedTuple):
-    """One call: the project whose variants are trained, on so many pairs, so often; no `only` means all of them."""
+    """One call: the project, numbers of pairs, its variants (no `only`: all), numbers of epochs, and seeds."""
 
     project: int
     pairs: tuple
@@ -62,7 +62,7 @@ def out(job):
 
 
 def command(job, photos, validate):
-    """The arguments of the other command."""
+    """The command line of a job."""
     found = [f"Miniproject_{job.project}.others.experiments", "run", str(photos), "--validate", str(validate)]
     for name in ("pairs", "epochs", "seeds", "only"):
         if getattr(job, name):
@@ -80,7 +80,7 @@ def missing(job):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Runs every long experiment of the reports; goes on where it stopped.")
+    parser = argparse.ArgumentParser(description="Runs all long experiments of the reports; can be resumed.")
     parser.add_argument("photos", type=Path, help="folder of photographs to draw the pairs from")
     parser.add_argument("--validate", type=Path, required=True, help="a val_data.pkl to score on")
     parser.add_argument("--only", nargs="+", choices=JOBS, metavar="JOB", default=list(JOBS), help=", ".join(JOBS))

@@ -140,7 +140,7 @@ def rates():
 
 
 def grid():
-    """The original's search: a panel a network, a line a batch size; what diverged is below the panel."""
+    """The original's search: a panel per network, a line per batch size; diverged runs are below it."""
     data = records.Trainings(1)
     figure, axes = canvas(1, 2, COLUMN, 1.4, sharey=True)
     styles = {4: (DARK, "o", "-"), 8: (MIDDLE, "s", "--"), 16: ("#5f8f3f", "^", "-."), 32: (LIGHT, "D", ":")}

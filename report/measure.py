@@ -1,16 +1,15 @@
-"""Measures what the reports say beside the trainings, and records it.
+"""Measures and records what the reports state besides trainings.
 
     python -m report.measure DATA                       # all but the sweep; DATA holds val_data.pkl; minutes
     python -m report.measure DATA --only noise scores   # some of it
     python -m report.measure DATA --sweep PHOTOS        # short trainings of project 2: its optimisers, its sizes
 
-Every measurement is one line of `results/measured.jsonl`: its settings, seed, figures, and where, when and with what it
-was made; measured again, it replaces its line. The sweep appends rows of the kind that `experiments` writes to
-`results/project_2_sweep.jsonl` and goes on where it stopped. Times are only compared within one process.
+Every measurement is one line of `results/measured.jsonl`: its settings, seed and results, and where, when and with what
+it was made. A new measurement replaces the line of the old one. The sweep appends rows in the format of `experiments`
+to `results/project_2_sweep.jsonl` and can be resumed. Times are only compared within one process.
 
 Sources: BayesShrink, S. G. Chang et al., IEEE TIP 2000; non-local means, A. Buades et al., CVPR 2005; total variation,
-A. Chambolle, JMIV 2004; they as scikit-image has them, with PyWavelets; the median and
-Gaussian filters as SciPy has them.
+A. Chambolle, JMIV 2004; all three from scikit-image, with PyWavelets; median and Gaussian filters from SciPy.
 """
 
 import argparse
@@ -29,10 +28,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from Miniproject_1.model import Model as Model1
-from Miniproject_1.others import score_photo
+from Miniproject_1.others import experiments, score_photo
 from Miniproject_1.others.data import (
     CELLS,
     cell_means,
@@ -40,24 +38,20 @@ from Miniproject_1.others.data import (
     draw_pairs,
     load_photos,
     point_sample,
+    psnr_of_each,
     render_scene,
 )
 from Miniproject_2 import model as framework
 from Miniproject_2.model import Model as Model2
 from Miniproject_2.others import benchmark, rounding
 from Miniproject_2.others.experiments import multiply_adds
+from report.records import RESULTS, read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).resolve().parent / "results"
 SCENES = 40  # procedural scenes that pictures are chosen from
 PHOTO_CELLS = 75  # cells a side of the photograph
 CLASSIC_IMAGES = 100  # validation images that the classics are run on
 SWEEP_PAIRS, SWEEP_SEEDS = 500, (0, 1)
-
-
-def psnr_of_each(images, clean):
-    """dB of each image, range 255."""
-    return -10 * ((images.float() - clean.float()) / 255).square().mean(dim=(1, 2, 3)).log10()
 
 
 def rounded(value, digits=4):
@@ -78,7 +72,7 @@ def commit(folders):
     """The last commits that changed the code and weights measured, one a folder."""
     found = []
     for folder in folders:
-        paths = [f"{folder}/{name}" for name in ("model.py", "bestmodel.pth")]
+        paths = [f"{folder}/{name}" for name in ("model.py", "bestmodel.pth", "photomodel.pth")]
         command = ["git", "-C", str(ROOT), "log", "-1", "--no-merges", "--format=%h", "--", *paths]
         found.append(subprocess.run(command, capture_output=True, text=True).stdout.strip())
     return " ".join(found)
@@ -86,11 +80,9 @@ def commit(folders):
 
 def surroundings(folders):
     """Where, when and with what a record was made; `load` is the number of processes that wanted a core."""
-    capabilities = torch.cpu.get_capabilities()
-    kind = "bfloat16" if capabilities.get("avx512_bf16") else "float32"
     return {
         "commit": commit(folders),
-        "machine": f"{torch.get_num_threads()} x {capabilities.get('cpu_name', platform.machine())}, {kind}",
+        "machine": experiments.processor(torch.device("cpu")),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -102,10 +94,6 @@ def write_lines(path, rows):
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(temporary, path)
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def record(name, row):
@@ -171,12 +159,11 @@ def noise_by(quantity, noise, bins=10):
     """Ten bins of equally many pixels: [mean quantity, noise variance]."""
     order = quantity.flatten().argsort()
     power = noise.square().mean(1).flatten()
-    parts = zip(order.tensor_split(bins), range(bins), strict=True)
-    return [[quantity.flatten()[part].mean().item(), power[part].mean().item()] for part, _ in parts]
+    return [[quantity.flatten()[part].mean().item(), power[part].mean().item()] for part in order.tensor_split(bins)]
 
 
 def measure_sampling(data):
-    """The same from our own scenes, where the cells are known: noise variance against the cell's own."""
+    """The same for our own scenes, whose cells are known: noise variance against that of the cell."""
     generator = torch.Generator().manual_seed(0)
     cell, noise = [], []
     for seed in range(8):
@@ -205,13 +192,10 @@ def shipped(model):
     return model
 
 
-@torch.no_grad()
 def size_1(model):
-    with FlopCounterMode(display=False) as counter:
-        model.network(torch.zeros(1, 3, 32, 32))
     return {
         "parameters": sum(p.numel() for p in model.network.parameters()),
-        "multiply_adds": counter.get_total_flops() // 2,
+        "multiply_adds": experiments.multiply_adds(model.network),
         "sizes": model.sizes,
         "pairs_seen": model.pairs_seen,
     }
@@ -239,7 +223,7 @@ def measure_networks(data):
 
 
 def measure_scores(data):
-    """The shipped weights, image by image: single pass, self-ensemble, and fed back on themselves up to five times."""
+    """The shipped weights: single pass of each image, self-ensemble, and up to five passes in a row."""
     noisy, clean = data
     result = {"images": len(noisy), "input_of_each": psnr_of_each(noisy, clean)}
     for name, model in (("1", shipped(Model1(device="cpu"))), ("2", shipped(Model2(device="cpu")))):
@@ -371,7 +355,7 @@ def classics():
 
 
 def measure_classics(data):
-    """Each classic with the parameter that does best on these very images: more than it could know."""
+    """Each classic with the parameter that is best on these very images, which favours it."""
     import numpy as np
 
     noisy, clean = (images[:CLASSIC_IMAGES] for images in data)
@@ -508,7 +492,7 @@ def mse_difference(step=1e-6):
 
 
 def measure_rounding(data, seeds=300):
-    """Plain allclose of the course's own case, Conv2d(3, 3, 3) on 32 x 32, for three ways to add up; then of others."""
+    """How often plain allclose passes: the course's Conv2d(3, 3, 3), summed in three ways and by ours; then others."""
     passed = {"bias first": 0, "bias last": 0, "in float64": 0, "ours": 0}
     for seed in range(seeds):
         torch.manual_seed(seed)
@@ -539,9 +523,9 @@ def measure_rounding(data, seeds=300):
 
 
 def processor_time(contenders, shape, repeats):
-    """{name: {phase: median seconds of the processor}}, the contenders taking turns.
+    """{name: {phase: median seconds of CPU time}}, the contenders taking turns.
 
-    As `benchmark.measure`, but not by the clock: a process that waits for a core is not slow.
+    As `benchmark.measure`, but in CPU time of all threads: waiting for a core does not count.
     """
     inputs, gradients = {}, {}
     for name, step in contenders.items():
@@ -582,14 +566,21 @@ def measure_benchmark(data, repeats=9):
     result = {"repeats": repeats, "batch": 32}
     result["blocks"] = {title: ratio(*rest) for title, *rest in blocks}
     architecture = framework.Architecture()
+
+    def momentum(params):
+        return framework.SGD(params, 1e-3, 0.9)
+
+    def muon(params):
+        return framework.Muon(params, 1e-3)
+
     for name, optimiser, dtype in (
-        ("SGD with momentum", lambda params: framework.SGD(params, 1e-3, 0.9), torch.float32),
-        ("Muon", lambda params: framework.Muon(params, 1e-3), torch.float32),
-        ("Muon, bfloat16", lambda params: framework.Muon(params, 1e-3), torch.bfloat16),
+        ("SGD with momentum", momentum, torch.float32),
+        ("Muon", muon, torch.float32),
+        ("Muon, bfloat16", muon, torch.bfloat16),
     ):
         both = benchmark.networks(architecture, optimiser, dtype)
         result["blocks"][f"network, {name}"] = ratios(processor_time(both, (32, 3, 32, 32), repeats))
-    ours = {dtype: benchmark.networks(architecture, optimiser, dtype)["ours"] for dtype in (torch.float32, dtype)}
+    ours = {dtype: benchmark.networks(architecture, muon, dtype)["ours"] for dtype in (torch.float32, torch.bfloat16)}
     full, half = (sum(phases.values()) for phases in processor_time(ours, (32, 3, 32, 32), repeats).values())
     result["bfloat16_of_float32"] = half / full
     conv = ("Conv2d", "Conv2d")
@@ -647,7 +638,7 @@ def compare_precisions(model_class, noisy, clean):
 
 
 def sweep_variants():
-    """Two times {name: (recipe, sizes)}: rates in steps of two, so that an optimum shows, then other networks."""
+    """Two dicts {name: (recipe, sizes)}: rates in factors of two, to show an optimum; then other networks."""
     rates = {
         "SGD": ({"optimiser": "sgd", "momentum": 0.0}, (1, 2, 4, 8, 16)),
         "momentum": ({"optimiser": "sgd", "momentum": 0.9}, (0.25, 0.5, 1, 2, 4)),
@@ -687,7 +678,7 @@ def sweep(data, folder):
 # ---------------------------------------------------------------------------------------------- command line
 
 MEASUREMENTS = {
-    "noise": (measure_noise, []),
+    "noise": (measure_noise, ["Miniproject_1"]),
     "sampling": (measure_sampling, ["Miniproject_1"]),
     "networks": (measure_networks, ["Miniproject_1", "Miniproject_2"]),
     "scores": (measure_scores, ["Miniproject_1", "Miniproject_2"]),
@@ -704,9 +695,11 @@ MEASUREMENTS = {
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Measures what the reports say beside the trainings.")
+    parser = argparse.ArgumentParser(description="Measures what the reports state besides trainings.")
     parser.add_argument("data", type=Path, help="folder with a val_data.pkl")
-    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", default=list(MEASUREMENTS))
+    parser.add_argument(
+        "--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", default=list(MEASUREMENTS), help="default: all"
+    )
     parser.add_argument("--sweep", type=Path, metavar="PHOTOS", help="train project 2's variants on these instead")
     options = parser.parse_args(arguments)
     data = torch.load(options.data / "val_data.pkl", weights_only=True)
@@ -716,7 +709,7 @@ def main(arguments=None):
         function, folders = MEASUREMENTS[name]
         began = time.monotonic()
         row = {"measurement": name, "seed": 0, **rounded(function(data))}
-        row |= {"seconds": round(time.monotonic() - began, 1), **surroundings(folders or ["Miniproject_1"])}
+        row |= {"seconds": round(time.monotonic() - began, 1), **surroundings(folders)}
         record(name, row)
         print(f"{name}: {row['seconds']:.1f} s", flush=True)
 

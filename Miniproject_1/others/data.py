@@ -52,7 +52,7 @@ WINDOWS_WORKERS = 61  # Windows waits for 63 handles at most; two are the pool's
 
 SCENE_SIDE = 384  # pixels: cells of 12 pixels, as an ImageNet photo of 500 x 375 has
 LEAF_RADII = (8.0, 200.0)  # pixels, the range of the power law
-LEAF_COVER = 4.0  # area of discs as large as the leaves are long, in scenes; about half of it covers pixels
+LEAF_COVER = 4.0  # total area of discs with the leaves' radii, in scenes; about half of it covers pixels
 
 
 # ---------------------------------------------------------------------------------------------- point sampling
@@ -147,8 +147,8 @@ def noisy_and_mean(picture, count, seed, draws=8, inputs=None, cells=CELLS):
     """`count` pairs `(noisy, mean)`, each cells x cells, from random crops of one picture.
 
     Each crop is drawn `draws` times, at least twice. Each of its first `inputs` draws (None: all) comes with the
-    rounded mean of its other draws. To learn from the mean is to learn from all pairs of the one draw with each of the
-    others at once: the sum of their squared errors differs from the squared error against the mean by a constant.
+    rounded mean of its other draws. Learning from the mean is learning from all pairs of one draw with each of the
+    others at once: the mean of their squared errors differs from the squared error against the mean by a constant.
     """
     generator = torch.Generator().manual_seed(seed)
     inputs = draws if inputs is None else inputs
@@ -199,8 +199,8 @@ def _shuffled(parts, seed):
 def photo_files(folder):
     """The photographs below a folder, by their endings, sorted, each file once; links are followed.
 
-    What has such an ending but is no regular file is named on stderr: to read a pipe would never end. ValueError where
-    there is no photo.
+    Matches that are not regular files are named on stderr: reading a pipe would never end. ValueError if there is no
+    photo.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"photos are read from a folder; {str(folder)!r} is not one")
@@ -261,9 +261,9 @@ def load_photos(folder):
 
 
 def _of_readable_photos(folder, function, progress=None):
-    """`function(path, photo)` of each readable photo; copies count once. ValueError where there is none.
+    """`function(path, photo)` of each readable photo; copies count once. ValueError if there is none.
 
-    A photo and its copy would land in training and in validation.
+    Else a photo could be in training and a copy in validation.
     """
     files, results = photo_files(folder), {}
 
@@ -372,7 +372,7 @@ class Noise(NamedTuple):
     function: Callable  # (images, level, generator) -> images, float32 in grey values
     level: float  # of the `noise` command
     learnt: tuple[float, float]  # the lowest and the highest level that the shipped weights learnt from
-    limits: tuple[float, float]  # levels must lie between these: at them, or beyond, no image or no noise is left
+    limits: tuple[float, float]  # exclusive: at these levels or beyond, no image or no noise is left
 
 
 NOISES = {
@@ -411,12 +411,12 @@ def check_noise(kind, level):
 
 
 def other_noises_and_mean(picture, count, seed, draws=32, cells=CELLS):
-    """`count` pairs `(noisy, mean)`, each cells x cells, with other noise than one sample a pixel.
+    """`count` pairs `(noisy, mean)`, each cells x cells, with noise other than one sample per pixel.
 
     Each random crop of the picture is drawn `draws` times, at least 8. The rounded mean of the last quarter is the
-    second image of each pair. The first images are, in random order: the mean of some of the other draws, and the mean
-    of all of them with each of `NOISES` added, at levels between those learnt from, evenly in their logarithm.
-    A mean of draws stands in for the clean image that noise is added to: no clean image takes part.
+    second image of each pair. The first images are, in random order: the mean of some of the other draws; and the mean
+    of all of them with one of `NOISES` added, for each of these, at log-uniform levels in its range `learnt`.
+    The noise is added to a mean of draws: no clean image is used.
     """
     if draws < 8:
         raise ValueError(f"draws must be at least 8; got {draws}")
@@ -442,15 +442,15 @@ def other_noises_and_mean(picture, count, seed, draws=32, cells=CELLS):
 def from_photos(folder, pairs, validation, seed, progress=None):
     """`(noisy_1, noisy_2), (noisy, clean)` from a folder of photographs; None for the one whose count is 0.
 
-    Training takes random crops of each photo, validation its largest centred crop before any other. Where both are
-    asked for, every tenth photo is for validation and none is for both.
+    Training takes random crops of each photo, validation its largest centred crop before any other. If both are asked
+    for, every tenth photo is for validation, the rest for training.
     """
     files = _of_readable_photos(folder, lambda path, photo: path, progress)
     for_training = for_validation = files
     if pairs and validation:
         for_training, for_validation = [f for n, f in enumerate(files) if n % 10], files[::10]
     if not for_training:
-        raise ValueError("training pairs and validation images need two photos at least, to have none in both; got 1")
+        raise ValueError("training and validation share no photo, so together they need at least two photos; got 1")
 
     def data(files, draw, count, seed):
         jobs = _share(len(files), count, seed)
@@ -560,13 +560,16 @@ def check_writable(path):
 
 
 def read_checkpoint(path):
-    """What `save_atomically` wrote of a training that was stopped; ValueError names a file that is damaged."""
+    """The checkpoint of a stopped training, as `save_atomically` wrote it; ValueError if it is damaged."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # damaged files make torch.load raise half a dozen kinds
         raise ValueError(f"{path} is not a readable checkpoint: {error}; remove it to start anew") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} is not a checkpoint: it holds a {type(state).__name__}; remove it to start anew")
+    return state
 
 
 def psnr(images, clean):
@@ -591,9 +594,9 @@ def tell(message):
 
 @contextmanager
 def plain_errors(command):
-    """For the whole of a command: errors that its user can mend end it with one line.
+    """Wraps a whole command: errors that its user can fix end it with one line.
 
-    Characters that an output cannot encode, as in the names of files, are escaped: no message is lost for them.
+    Characters that an output cannot encode, as in file names, are escaped, so that no message is lost.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -653,7 +656,7 @@ def parse_arguments(arguments=None):
     noise.add_argument("--level", type=float, help="standard deviation, photons at white, or share of the pixels")
     for command in (photos, scenes, noise):
         command.add_argument("--out", type=Path, required=True, help="folder to write to")
-        command.add_argument("--seed", type=count, default=0, help="another one draws other data (default 0)")
+        command.add_argument("--seed", type=count, default=0, help="of all random draws (default 0)")
     return parser.parse_args(arguments)
 
 

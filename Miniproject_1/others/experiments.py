@@ -3,10 +3,10 @@
     python -m Miniproject_1.others.experiments run PHOTOS --validate val_data.pkl --seeds 0 1 2 --out results.jsonl
     python -m Miniproject_1.others.experiments table report/results/project_1.jsonl
 
-The pairs are drawn from a folder of photographs. One seed draws the same pairs for every variant, but for those of the
-data. Every run appends one line of JSON; a run whose line the file already holds is not repeated. Several `--pairs`
-give the curve of the score against the seconds of training. Networks that did not pay live here, not in `model.py`.
-Variants change the network of BASE, from which ours was found: as good, a fifth slower.
+The pairs are drawn from a folder of photographs. A seed gives all variants the same pairs, except those of the data.
+Every run appends one line of JSON; a run whose line the file already holds is not repeated. Several `--pairs` give
+the curve of the score against the seconds of training. Networks without a gain are here, not in `model.py`. Variants
+change the network of BASE, from which ours was developed; BASE is as good, a fifth slower.
 
 Sources of the networks' parts: K. He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016 (pre-activation);
 L. Chen et al., "Simple Baselines for Image Restoration", ECCV 2022 (multiplied halves, 1 x 1 and depthwise
@@ -47,6 +47,7 @@ from Miniproject_1.model import (
     UNet,
     all_sizes,
     conv,
+    has_native_bfloat16,
     he_initialised,
     make_equivariant,
     zero_initialised,
@@ -111,8 +112,8 @@ class Multiplied(ResidualBlock):
 class Depthwise(nn.Module):
     """NAFNet's block: layer norm, 1 x 1, depthwise 3 x 3, gate, 1 x 1; then layer norm, 1 x 1, gate, 1 x 1.
 
-    Eights of features in the depthwise convolution would need kernels that are turned into each other: it is not
-    equivariant, and the variant is compared with ours without equivariance.
+    It is not equivariant: the depthwise kernels of each eight features would have to be turned copies of one another.
+    So the variant is compared with ours without equivariance.
     """
 
     def __init__(self, width, cell):
@@ -154,7 +155,7 @@ def made_equivariant(network):
 
 
 class Scaled(ResidualUNet):
-    """The network of BASE with its input features multiplied by `scale / 4` more."""
+    """The network of BASE with the weights of its first layer times `scale / 4`."""
 
     def __init__(self, scale):
         super().__init__(**BASE)
@@ -178,7 +179,7 @@ class Flat(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation that normalises by the batch where gradients are asked for: `Model` has no other mode."""
+    """Batch normalisation that uses batch statistics while gradients are enabled: `Model` never switches modes."""
 
     def forward(self, x):
         self.training = torch.is_grad_enabled()
@@ -353,9 +354,9 @@ def processor(device):
     """What computes, for the results: threads, processor and the numbers it multiplies, or the GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    capabilities = torch.cpu.get_capabilities()
-    kind = "bfloat16" if capabilities.get("avx512_bf16") else "float32"
-    return f"{torch.get_num_threads()} x {capabilities.get('cpu_name', platform.machine())}, {kind}"
+    name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    kind = "bfloat16" if has_native_bfloat16(device) else "float32"
+    return f"{torch.get_num_threads()} x {name}, {kind}"
 
 
 def commit():
@@ -412,21 +413,25 @@ def trained_and_scored(model, pairs, epochs, validation):
 
 # ---------------------------------------------------------------------------------------------- results
 
-KEYS = ("variant", "seed", "pairs", "epochs", "parameters", "multiply_adds", "seconds", "single", "ensemble")
+NUMBERS = ("seed", "pairs", "epochs", "parameters", "multiply_adds", "seconds", "single", "ensemble")
+KEYS = {"variant": str} | dict.fromkeys(NUMBERS, int | float)
 
 
-def read_results(path):
-    """The rows of a file of results, dicts that hold KEYS at least. ValueError names a line that is damaged."""
+def read_results(path, keys=KEYS):
+    """The rows of a file of results, dicts that hold at least these keys, of these types.
+
+    ValueError names a line that is damaged.
+    """
     rows = []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        if not line.strip():  # two runs that both ended the line of a third leave one
+        if not line.strip():  # two runs may both end the unfinished line of a third
             continue
         try:
             row = json.loads(line)
-            if not isinstance(row["variant"], str) or not all(isinstance(row[key], int | float) for key in KEYS[1:]):
+            if not all(isinstance(row[key], kind) for key, kind in keys.items()):
                 raise ValueError
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"line {number} of {path} is damaged: mend it or take it out: {line[:80]!r}") from error
+            raise ValueError(f"line {number} of {path} is damaged; fix it or remove it: {line[:80]!r}") from error
         rows.append(row)
     return rows
 
@@ -468,7 +473,7 @@ def table(rows):
     """A Markdown table: a line for each variant and number of pairs, means over its n seeds, the best first.
 
     The single pass comes with its standard error over the seeds. The difference to ONE is taken over the seeds that
-    the two have in common: most of what a seed changes, it changes for both.
+    the two have in common: most of a seed's effect is the same for both.
     """
     groups = {}
     for row in rows:
@@ -504,7 +509,7 @@ def values(rows, key):
 
 
 def with_error(numbers, sign=""):
-    """The mean and its standard error, which takes two numbers; nothing for none."""
+    """The mean, with its standard error for two numbers or more; "" for none."""
     if not numbers:
         return ""
     error = f" ± {statistics.stdev(numbers) / math.sqrt(len(numbers)):.3f}" if len(numbers) > 1 else ""

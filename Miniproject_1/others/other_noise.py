@@ -51,9 +51,9 @@ def noisy_and_clean(pictures, cell=None, samples=1, noise=None, seed=0):
     """(noisy, clean), uint8 (N, 3, 32, 32), of the pictures that are large enough; None where there are none.
 
     Args:
-        cell: pixels a side that make one pixel; None: as many as the picture has room for.
-        samples: of each cell, whose rounded mean is the noisy pixel.
-        noise: (kind, level) of `add_noise` on the clean images instead of samples.
+        cell: side of a cell in pixels; None: as large as the picture allows.
+        samples: number per cell; the noisy pixel is their rounded mean.
+        noise: (kind, level) of `add_noise` on the clean images, instead of sampling.
     """
     generator, parts = torch.Generator().manual_seed(seed), []
     for picture in pictures:

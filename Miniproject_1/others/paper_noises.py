@@ -4,17 +4,16 @@
 
 For each noise of EXPERIMENTS a fresh network learns from crops of the photographs against noisy targets, with the loss
 that the paper has for this noise; another one against clean targets, with L2. Where that loss is not L2, a third one
-shows what L2 makes of the noisy targets. The named photographs are not learnt from: they are what is judged, whole, by
-the mean of their PSNRs. Every run appends one line of JSON; a run whose line the file already holds is not repeated.
+shows what L2 makes of the noisy targets. The named photographs are not learnt from: they are the test set, scored
+whole, by mean PSNR. Every run appends one line of JSON; a run whose line the file already holds is not repeated.
 
-Source: J. Lehtinen et al., "Noise2Noise", ICML 2018, section 3. Unlike there the levels are those of the test, but for
-"blind" and text; the network, the crops and the hours are ours.
+Source: J. Lehtinen et al., "Noise2Noise", ICML 2018, section 3. Unlike there, training uses the level of the test,
+except for "blind" and text; network, crops and training time are ours.
 """
 
 import argparse
 import functools
 import itertools
-import json
 import math
 import string
 import sys
@@ -40,7 +39,7 @@ from Miniproject_1.others.data import (
     psnr_of_each,
     summary,
 )
-from Miniproject_1.others.experiments import append_result, now_and_where, processor
+from Miniproject_1.others.experiments import append_result, now_and_where, processor, read_results
 
 SIDE = 64  # pixels a side of the crops
 TEXT_SIZES = (8, 32)  # points
@@ -102,7 +101,7 @@ def noisy_version(clean, kind, level, generator):
 
 
 def target_of(noisy, kind):
-    """What a noisy image teaches: of Bernoulli noise only the pixels that are left; the others become NaN."""
+    """A noisy image as a target: pixels that Bernoulli noise has set to 0 become NaN, which is ignored."""
     return noisy.masked_fill((noisy == 0).all(1, keepdim=True), math.nan) if kind == "bernoulli" else noisy
 
 
@@ -125,7 +124,7 @@ def draw(photos, experiment, target, number, seed):
 
 
 class MaskedTraining(Training):
-    """A training by L2 on those pixels of the targets that are there: NaN is none."""
+    """Training with L2 that ignores the missing pixels of the targets, marked NaN."""
 
     def loss(self, prediction, noisy_a, noisy_b, progress):
         return (prediction - noisy_b)[noisy_b.isfinite()].square().mean()
@@ -183,11 +182,13 @@ def targets_of(experiment):
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument("photos", type=Path, help="folder of photographs")
-    parser.add_argument("--names", type=Path, required=True, help="file with the names of those that are judged")
+    parser.add_argument("--names", type=Path, required=True, help="file with the names of the test photographs")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
     parser.add_argument("--pairs", type=positive, default=12_000, help=f"of {SIDE} x {SIDE} (default 12000)")
     parser.add_argument("--seeds", type=count, nargs="+", default=[0], help="default 0")
-    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, metavar="NAME", default=list(EXPERIMENTS))
+    parser.add_argument(
+        "--only", nargs="+", choices=EXPERIMENTS, metavar="NAME", default=list(EXPERIMENTS), help="default: all"
+    )
     return parser.parse_args(arguments)
 
 
@@ -203,8 +204,9 @@ def run_all(options):
         raise ValueError(
             f"of {len(files)} photographs {len(judged_on)} are named and {len(others)} are to be learnt from"
         )
-    lines = options.out.read_text().splitlines() if options.out.exists() else []
-    done = {tuple(json.loads(line)[key] for key in ("experiment", "target", "pairs", "seed")) for line in lines}
+    keys = {"experiment": str, "target": str, "pairs": int, "seed": int}
+    rows = read_results(options.out, keys) if options.out.exists() else []
+    done = {(row["experiment"], row["target"], row["pairs"], row["seed"]) for row in rows}
     for seed, name in itertools.product(options.seeds, options.only):
         for target in targets_of(EXPERIMENTS[name]):
             if (name, target, options.pairs, seed) in done:

@@ -8,10 +8,10 @@ taken back to what a sensor saw, gets the sensor's noise on a Bayer mosaic and i
 balance, colours, tone curve, noise reduction, sharpening, JPEG (after T. Brooks et al., "Unprocessing Images for
 Learned Raw Denoising", CVPR 2019).
 
-Every draw of an image has the same parameters and its own random numbers. The network sees one draw as a file would
-hold it; it learns from the mean of other draws, which are neither clipped to a file's range nor coded as JPEG: both
-would shift their mean, and the mean over many draws is what the network learns to give. No clean image is learnt from:
-the mean of K draws has a K-th of the noise, and is K pairs at once.
+Every draw of an image has the same parameters and its own random numbers. The network's input is one draw, as a file
+would hold it. Its target is the mean of other draws, neither clipped to a file's range nor coded as JPEG: both would
+shift the mean over many draws, which the network learns to predict. No clean image is learnt from: the mean of K draws
+has a K-th of the noise variance, and is K pairs at once.
 
 Shapes: B images of a batch, H W image, K draws. Numbers are in [0, 1] unless said otherwise; grey values in [0, 255].
 """
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Mixture:
-    """Which noises are drawn how often. Shares of added noise are independent of each other: they combine."""
+    """How often each noise is drawn. The shares of added noise are independent: such effects may combine."""
 
     camera: float = 0.25  # share of images that get a camera's noise; the others get added noise
     max_level: float = 55.0  # grey values; levels of added noise are uniform between 0 and this
@@ -162,7 +162,7 @@ class AddedNoise:
     sharing: torch.Tensor  # (B,) in [0, 1): correlation between the channels
     blur: torch.Tensor  # (B,): standard deviation in pixels of a Gaussian blur; 0: none
     enlarged: torch.Tensor  # int64 (B,): pixels a side that share one value of the noise; 1: none do
-    offset: torch.Tensor  # int64 (B, 2): pixels of the first of these squares that lie outside, down and across
+    offset: torch.Tensor  # int64 (B, 2): rows and columns of the first square that lie outside the image
     spread: torch.Tensor  # (B, 1, 3, 3): factors of the level, blended over the picture
     file: FileFormat
 
@@ -235,8 +235,8 @@ def with_shared_channels(noise, correlation):
 def blurred(images, deviations, keep_variance=False):
     """A Gaussian blur of each image of (B, C, H, W) by its own standard deviation in pixels, (B,).
 
-    Edge pixels are repeated. With `keep_variance` the blur keeps the variance of white noise (but at the edges, where
-    repeated pixels make it larger) and not the mean.
+    Edges are mirrored. With `keep_variance` the blur keeps the variance of white noise (except at the edges, where
+    mirrored pixels make it larger) but not the mean.
     """
     count, channels, height, _ = images.shape
     radius = max(1, math.ceil(2.5 * deviations.max().item()))
@@ -298,7 +298,7 @@ class CameraNoise:
             yield self.sharpened(silent + self.reduced(shot - silent))
 
     def to_sensor(self, images):
-        """From screen to sensor: undoes the steps of `to_screen` after demosaicing, up to a mixture of tone curves."""
+        """From screen to sensor: undoes `to_screen` but for demosaicing; a partial tone curve only approximately."""
         tone = per_image(self.tone)
         images = images.clamp(0, 1)
         curve = 0.5 - torch.sin(torch.asin(1 - 2 * images) / 3)  # the inverse of 3 x^2 - 2 x^3
@@ -334,7 +334,7 @@ def to_mosaic(images):
     return mosaic
 
 
-CROSS, ACROSS, DIAGONAL = (  # what the missing colours are predicted from: bilinear, the sensor's own colour's detail
+CROSS, ACROSS, DIAGONAL = (  # weights for the missing colours: bilinear, and the detail of the pixel's own colour
     (
         [[0, 0, 0, 0, 0], [0, 0, 2, 0, 0], [0, 2, 0, 2, 0], [0, 0, 2, 0, 0], [0, 0, 0, 0, 0]],
         [[0, 0, -1, 0, 0], [0, 0, 0, 0, 0], [-1, 0, 4, 0, -1], [0, 0, 0, 0, 0], [0, 0, -1, 0, 0]],

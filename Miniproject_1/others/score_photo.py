@@ -10,7 +10,7 @@ single pass lowers.
 
 `time` runs one picture through both shipped weights and through a stand-in for FFDNet (K. Zhang, W. Zuo, L. Zhang,
 "FFDNet: Toward a fast and flexible solution for CNN-based image denoising", TIP 2018) of random weights, in turns, in
-each precision that the processor multiplies; and says what memory a process needs that denoises pictures of two sizes.
+each precision that the processor multiplies; and prints the memory that a process needs for pictures of two sizes.
 """
 
 import argparse
@@ -89,6 +89,8 @@ def conditions(options):
     if options.photos:
         names = set(options.names.read_text().split()) if options.names else None
         files = [path for path in photo_files(options.photos) if names is None or path.name in names]
+        if not files:
+            raise ValueError(f"no photo in {str(options.photos)!r} has a name in {str(options.names)!r}")
         photos = [load_photo(path) for path in files[: options.first]]
         for level in options.levels:
             yield f"Gaussian {level:g}", with_gaussian_noise(photos, level)
@@ -97,6 +99,8 @@ def conditions(options):
 
 
 def score(options):
+    if not options.photos and not options.pairs:
+        raise ValueError("nothing to score: give a folder of photographs, --pairs, or both")
     model = Model()
     model.load(options.weights)
     print("| noise | images | noisy | single pass | self-ensemble | made worse |\n" + 6 * "|---" + "|")
@@ -145,7 +149,7 @@ def contenders(weights, side):
 
 
 def peak_memory(weights, side):
-    """MB that a fresh process has needed at most once it has denoised a picture of `side` pixels a side."""
+    """Peak memory in MB of a fresh process that denoises a picture of `side` pixels a side."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(denoise_and_tell_memory, (weights, side))
 
@@ -196,14 +200,14 @@ def parse_arguments(arguments=None):
     quality.add_argument("--pairs", type=Path, help="folder of real pairs, *_real.* and *_mean.*")
     quality.add_argument("--ensemble", action="store_true", help="also with self-ensemble")
     quality.add_argument("--weights", type=Path, default=PHOTOMODEL, help="default: photomodel.pth")
-    speed = commands.add_parser("time", help="seconds and memory a megapixel, beside a stand-in for FFDNet")
+    quality.add_argument("--json", type=Path, help="file to write the numbers to, those of each image included")
+    speed = commands.add_parser("time", help="seconds a megapixel and memory, beside a stand-in for FFDNet")
     speed.add_argument(
         "--weights", type=Path, nargs="+", default=[PHOTOMODEL, PRETRAINED], help="default: both shipped"
     )
     speed.add_argument("--side", type=positive, default=768, help="pixels of the square picture")
-    speed.add_argument("--turns", type=positive, default=5)
-    for command in (quality, speed):
-        command.add_argument("--json", type=Path, help="file to write the numbers to, those of each image included")
+    speed.add_argument("--turns", type=positive, default=5, help="predictions to take the median of (default 5)")
+    speed.add_argument("--json", type=Path, help="file to write the numbers to")
     return parser.parse_args(arguments)
 
 

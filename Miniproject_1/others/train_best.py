@@ -7,10 +7,10 @@ takes part. With `--draws 8` every crop is drawn eight times. Each draw is learn
 seven: seven pairs for the price of one, and much less noise in the gradients. With `--inputs 2` only two of the eight
 are learnt from, so that there are four times as many crops. With `--other-noise 0.1` a tenth of the pairs has other
 noise; see `data.other_noises_and_mean`. With `--large 0.1` a tenth of the work goes to pairs of 96 x 96: a network that
-sees 40 pixels far, and has only met images of 32 x 32, knows a border near every pixel, and fails where there is none.
+sees 40 pixels far, but has only seen images of 32 x 32, knows only pixels near a border, and fails elsewhere.
 
-The run stops at any time and goes on, exactly, from its checkpoint `new.pth.checkpoint` when the same command is given
-again. The learning rate rises and falls once over all the pairs asked for, so `--pairs` is chosen by the time there is.
+The run may be stopped at any time; the same command resumes it exactly, from its checkpoint `new.pth.checkpoint`. The
+learning rate rises and falls once over all the pairs asked for, so choose `--pairs` to fit the time available.
 `new.pth` always holds the averaged weights so far.
 """
 
@@ -98,7 +98,7 @@ def parse_arguments(arguments=None):
     for name in ("width", "blocks", "inner_blocks", "levels"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=positive, help="of the network; see ResidualUNet")
     parser.add_argument("--large", type=share, default=0.0, help="share of the work on pairs of 96 x 96 (default 0)")
-    parser.add_argument("--revive", action="store_true", help="let blocks and units that sleep begin again")
+    parser.add_argument("--revive", action="store_true", help="restart dead blocks and hidden units")
     parser.add_argument("--gates", action="store_true", default=None, help="of the network; see ResidualUNet")
     for name, text in RECIPE_OPTIONS.items():
         default = getattr(Recipe, name)
@@ -130,11 +130,11 @@ def make_model(options):
 
 
 def grow(network, weights):
-    """Takes over the weights of a network of the same width. Gates that it lacks begin as the identity.
+    """Loads the weights of a network of the same width. Gates that they lack start as the identity.
 
-    A block that it lacks begins as a copy of the one before it, both at half strength: the output changes a little, and
-    all units are at work. Blocks that begin as the identity do not last: what little they give at first is less than
-    the noise of their steps, and they learn to be off.
+    A block that they lack starts as a copy of the one before it, both at half strength: the output changes a little,
+    and all units are active. Blocks that start as the identity do not last: what little they give at first is less
+    than the noise of their updates, and they learn to be off.
     """
     unused = network.load_state_dict(weights, strict=False).unexpected_keys
     if unused:
@@ -163,19 +163,19 @@ def double_block_before(network, name):
 
 @torch.no_grad()
 def revive(network, images, seed, least=0.01):
-    """Lets what sleeps in the residual blocks begin again, and fixes the biases of their hidden units.
+    """Restarts dead hidden units of the residual blocks, and freezes the biases of all hidden units.
 
-    A unit that is on at less than a share `least` of the pixels gets fresh weights and no bias; what listens to it
-    starts at zero, so that the output stays nearly the same. A block all of whose units sleep takes time and does
-    nothing: it begins again as `grow` does. Sinking biases are one way into sleep.
+    A unit is dead if it is on at less than a share `least` of the pixels. It gets fresh weights and no bias; its
+    outgoing weights start at zero, so the output stays nearly the same. A block of dead units takes time and does
+    nothing: it restarts as in `grow`. Sinking biases are one way in which units die.
 
     Args:
         images: noisy float32 (B, C, H, W) in [0, 1].
         seed: of the fresh weights.
 
-    Returns how many units slept in each block, by name, where any did.
+    Returns how many units were dead, by block, where any were.
     """
-    group = 8 if network.equivariant else 1  # units that the symmetries turn into each other sleep together
+    group = 8 if network.equivariant else 1  # units that the symmetries turn into each other die together
     found = {}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -285,7 +285,7 @@ def report(path, validation, model_class=Model):
 
 
 def resume(training, checkpoint):
-    """(rounds done, pairs seen before them) from a checkpoint, with which the training goes on."""
+    """Resumes the training from a checkpoint; returns (rounds done, pairs seen before them)."""
     state = read_checkpoint(checkpoint)
     try:
         training.load_state_dict(state["training"])
@@ -305,7 +305,7 @@ def train(options, validation):
     photos = load_photos(options.photos)
     if options.revive:
         noisy = draw_pairs(photos, 256, options.seed, noisy_pairs)[0].float() / 255
-        print(f"asleep until now: {revive(model.network, noisy, options.seed)}", flush=True)
+        print(f"dead units: {revive(model.network, noisy, options.seed)}", flush=True)
     training = Training(model.network, model.recipe, options.seed)
     first, start = resume(training, checkpoint) if checkpoint.exists() else (0, model.pairs_seen)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,15 @@
-"""Trains `photomodel.pth`: one network for the noise of photographs at full resolution, whose level nobody tells it.
+"""Trains `photomodel.pth`: one blind network for the noise of photographs at full resolution, of any level.
 
     python -m Miniproject_1.others.train_photo PHOTOS --leave-out cbsd68.txt --out new.pth
 
 Patches of the photographs get fresh noise all the time, of the mixture in `photo_noise.py`. Only noisy images are ever
-drawn: each is learnt from against the mean of other draws of its patch. What it was trained with is `Settings` as it
-stands here; every field is an option of the command, too.
+drawn: the target of each is the mean of other draws of its patch. The first run below used the defaults of `Settings`;
+every field is also an option of the command.
 
-The run stops at any time and goes on, exactly, from its checkpoint `new.pth.checkpoint` when the same command is given
-again: the patches and the noise of a step depend on the seed and the number of the step alone. `new.pth` always holds
-the averaged weights so far. The learning rate rises and falls once over all the steps asked for; a run that goes on
-with another number of them falls more slowly or faster from there on.
+The run may be stopped at any time; the same command resumes it exactly, from its checkpoint `new.pth.checkpoint`: the
+patches and the noise of a step depend only on the seed and the number of the step. `new.pth` always holds the averaged
+weights so far. The learning rate rises and falls once over all the steps asked for. If a run is resumed with another
+number of steps, it falls more slowly or faster from there on.
 
 The shipped weights come from five runs on one core, each from the end of the one before, on 1,132 photographs:
 
@@ -17,13 +17,13 @@ The shipped weights come from five runs on one core, each from the end of the on
      5 minutes: --steps 750 --muon-lr 8e-4 --adam-lr 4e-4 --ema-decay 0.995 --seed 1
     75 minutes: --inner-blocks 4 --patch 96 --batch-size 3 --steps 20000 --adam-lr 7e-4 --seed 2
     88 minutes: --inner-blocks 4 --patch 128 --batch-size 3 --steps 32000 --adam-lr 2e-4 --ema-decay 0.999 --seed 4;
-                before it the last two inner blocks, whose units all slept, began again as the identity
+                before it the last two inner blocks, all units dead, were reset to the identity
    113 minutes: --inner-blocks 4 --patch 128 --batch-size 4 --steps 23500 --muon-lr 1e-3 --adam-lr 2e-4
-                --ema-decay 0.999 --variance-floor 4e-3 --max-level 60 --seed 5 --revive 1, of whose steps the first
-                3,000 were on a schedule of 30,000 and the next 7,500 on one of 26,500
+                --ema-decay 0.999 --variance-floor 4e-3 --max-level 60 --seed 5 --revive 1; its first 3,000 steps
+                were on a schedule of 30,000 steps and the next 7,500 on one of 26,500
 
-What they give on CBSD68 and on real pairs is in the README, and is printed by `score_photo.py`. The last run woke 288
-hidden units, by fresh weights for whole blocks, too, and gained 0.09, 0.13 and 0.25 dB at the levels 15, 25 and 50.
+What they give on CBSD68 and on real pairs is in the README, and is printed by `score_photo.py`. The last run restarted
+288 dead hidden units, whole blocks by fresh weights, too, and gained 0.09, 0.13 and 0.25 dB at levels 15, 25, 50.
 Pictures with hardly any noise lose detail: on ten photographs, 42.1 dB became 42.6 at a level of 2, 48.1 became 44.4 at
 a level of 1.
 """
@@ -57,7 +57,7 @@ from Miniproject_1.others.train_best import grow, revive
 class Settings:
     """Everything the weights depend on beside the photographs and the mixture of noises."""
 
-    width: int = 32  # of the network, as the next three: see ResidualUNet
+    width: int = 32  # this and the next three are sizes of ResidualUNet
     levels: int = 3
     blocks: int = 1
     inner_blocks: int = 2
@@ -70,7 +70,7 @@ class Settings:
     variance_floor: float = 2e-3  # inverse-variance weighting of the patches
     reduced: float = 0.5  # share of the patches that come from reduced photographs
     smallest: float = 0.4  # the smallest factor by which a photograph is reduced
-    revive: int = 0  # 1: blocks and units that sleep begin again; see `revive` in train_best.py
+    revive: int = 0  # 1: restart dead blocks and hidden units; see `revive` in train_best.py
     seed: int = 0
 
     def __post_init__(self):
@@ -97,7 +97,7 @@ class Settings:
 
 
 def files_to_learn_from(folder, left_out=()):
-    """The photographs below a folder without those of the names given, nor any copy of one of them, byte by byte."""
+    """The photographs below a folder, except those with the names given and exact copies of them."""
     files, left_out = photo_files(folder), set(left_out)
     unknown = left_out - {path.name for path in files}
     if unknown:
@@ -171,8 +171,8 @@ def resume(training, path, settings, mixture):
     if not path.exists():
         return
     state, given = read_checkpoint(path), recorded(settings, mixture)
-    saved = {name: state[name] for name in given}
-    if saved | {"settings": saved["settings"] | {"steps": settings.steps}} != given:
+    saved = {name: state.get(name) for name in given}
+    if saved | {"settings": (saved["settings"] or {}) | {"steps": settings.steps}} != given:
         raise ValueError(f"{path.name} is of other settings, {saved}; give the same ones, or another --out")
     training.load_state_dict(state["training"])
 
@@ -223,7 +223,7 @@ def train(patches, settings, mixture, out, *, start=None, every=250, limit=None)
     seen_before = model.pairs_seen
     if settings.revive:
         noisy = noisy_patches(patches, settings, mixture)
-        print(f"asleep until now: {revive(model.network, noisy, settings.seed)}", flush=True)
+        print(f"dead units: {revive(model.network, noisy, settings.seed)}", flush=True)
     training = Training(model.network, model.recipe, settings.seed)
     resume(training, checkpoint, settings, mixture)
     last = min(settings.steps, limit or settings.steps)
@@ -245,7 +245,10 @@ def train(patches, settings, mixture, out, *, start=None, every=250, limit=None)
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(description=summary(__doc__))
+    parser = argparse.ArgumentParser(
+        description=summary(__doc__),
+        epilog="The other options are fields of Settings, here, and of photo_noise.Mixture.",
+    )
     parser.add_argument("photos", type=Path, help="folder of photographs to learn from")
     parser.add_argument("--out", type=Path, required=True, help="weights file to write")
     parser.add_argument(
@@ -255,7 +258,8 @@ def parse_arguments(arguments=None):
     parser.add_argument("--every", type=positive, default=250, help="steps between two checkpoints")
     for kind in (Settings, Mixture):
         for field in dataclasses.fields(kind):
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
+            option = f"--{field.name.replace('_', '-')}"
+            parser.add_argument(option, type=field.type, default=field.default, help=f"default {field.default}")
     return parser.parse_args(arguments)
 
 

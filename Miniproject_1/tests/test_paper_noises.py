@@ -79,6 +79,7 @@ def test_every_run_is_recorded_once_and_what_is_judged_is_not_learnt_from(photos
         assert [torch.equal(photo, render_scene(1, side=72)) for photo in judged_on] == [True]
         assert not any(torch.equal(photo, judged_on[0]) for photo in learnt_from)
     seen.clear()
+    (photos / "out.jsonl").write_text("\n" + (photos / "out.jsonl").read_text())
     paper_noises.main(command)
     assert not seen
     paper_noises.main([*command, "--seeds", "0", "1", "--only", "Gaussian 25"])

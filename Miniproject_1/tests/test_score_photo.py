@@ -54,6 +54,14 @@ def test_gaussian_noise_is_neither_clipped_nor_rounded_and_always_the_same():
     assert (noisy != noisy.round()).float().mean() > 0.9
 
 
+def test_nothing_to_score_is_an_error(weights, photos, tmp_path):
+    with pytest.raises(SystemExit, match="nothing to score"):
+        score_photo.main(["score", "--weights", str(weights)])
+    (tmp_path / "names.txt").write_text("none.png")
+    with pytest.raises(SystemExit, match=r"no photo in .* has a name in"):
+        score_photo.main(["score", str(photos), "--names", str(tmp_path / "names.txt"), "--weights", str(weights)])
+
+
 def test_scores_are_those_of_each_image(weights, photos, pairs, tmp_path, capsys):
     (tmp_path / "names.txt").write_text("0.png\n2.png\n")
     command = f"score {photos} --names {tmp_path / 'names.txt'} --levels 10 --pairs {pairs} --ensemble"

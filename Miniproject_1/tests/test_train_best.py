@@ -215,7 +215,7 @@ def test_a_training_that_revives_continues_exactly(run, monkeypatch, tmp_path, c
     model.save(tmp_path / "asleep.pth")
     options = ["--start", str(tmp_path / "asleep.pth"), "--blocks", "2"]
     _, straight = run("straight.pth", [*options, "--revive"])
-    assert "asleep until now: {'decode.1': 8}" in capsys.readouterr().out
+    assert "dead units: {'decode.1': 8}" in capsys.readouterr().out
     with monkeypatch.context() as patch:
         patch.setattr(train_best, "report", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):

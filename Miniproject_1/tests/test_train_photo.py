@@ -135,6 +135,16 @@ def test_a_damaged_checkpoint_is_named(run, tmp_path):
         run("a.pth")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [({"training": {}, "round": 1, "start": 0}, "is of other settings"), (torch.zeros(2), "a Tensor")],
+)
+def test_a_checkpoint_of_another_kind_is_named(run, tmp_path, content, said):
+    torch.save(content, tmp_path / "a.pth.checkpoint")
+    with pytest.raises(ValueError, match=rf"a\.pth\.checkpoint.* {said}"):
+        run("a.pth")
+
+
 def test_a_run_may_become_longer(run):
     run("a.pth", limit=2)
     assert run("a.pth", dataclasses.replace(TINY, steps=6)).pairs_seen == 6 * TINY.batch_size

@@ -2,11 +2,10 @@
 
     python -m Miniproject_2.others.benchmark --repeats 30 --threads 2
 
-Both sides take turns, so that a busy moment hits both; the table shows medians in milliseconds. torch's side
-is the faster, all in all, of contiguous and channels-last tensors, and its Muon is our own code on torch's parameters
-and gradients. For a network, both sides are spared the gradient of the input. In the lines of bfloat16 torch runs in
-autocast. The last line is the ratio of an epoch: steps with all that `Model.train` does, from drawing the pairs to
-averaging the weights.
+Both sides take turns, so that a busy moment hits both; the table shows medians in milliseconds. For torch it shows the
+faster overall of contiguous and channels-last tensors; its Muon is our own code on torch's parameters and gradients.
+For a network, neither side computes the gradient of the input. In the bfloat16 line torch runs under autocast. The
+last line compares a whole training step in float32 and one direction, from drawing the pairs to averaging the weights.
 """
 
 import argparse

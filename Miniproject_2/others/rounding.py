@@ -2,8 +2,8 @@
 
     python -m Miniproject_2.others.rounding --threads 2 --seeds 3
 
-A configuration passes if all its seeds do. torch takes an order of its own for one small image, ours as well; for
-anything else it asks the processor's library, whose order is not ours.
+A configuration passes if all its seeds do. torch sums one small image in its own order, as we do; for the rest
+it calls the processor's library, whose order we share only in short sums.
 """
 
 import argparse

@@ -3,11 +3,11 @@
     python -m Miniproject_2.others.train_best PHOTOS --pairs 600000 --draws 32 --inputs 8 --negatives 0.25 \\
         --width 160 --deep-width 320 --seed 1 --validate val_data.pkl --out new.pth
 
-is the run that made them (with more `--pairs` until the rate began to fall, so that its warm-up was longer).
-Only noisy pairs are ever drawn; `--draws` is explained in project 1's `train_best.py`. The run stops at any time and
-goes on, exactly, from its checkpoint `new.pth.checkpoint` when the same command is given again. The learning rate
-rises, stays and falls to zero over the last part of the pairs. `new.pth` always holds the averaged weights so far.
-With `--negatives 0.25` a quarter of the batches is negatives, in which dark and saturated colours are bright and pale.
+is the run that made them (with a larger `--pairs` until the rate began to fall, so its warm-up was longer). Only noisy
+pairs are ever drawn; `--draws` is explained in project 1's `train_best.py`. The run may be stopped at any time; the
+same command resumes it exactly, from its checkpoint `new.pth.checkpoint`. The learning rate rises, stays constant and
+falls to zero over the last part of the pairs. `new.pth` always holds the averaged weights so far. With
+`--negatives 0.25` a quarter of the batches are negatives: dark, saturated colours become bright and pale.
 """
 
 import time
