@@ -1,7 +1,7 @@
 """The command line: `python -m Miniproject_1 <command>`, or `noise2noise <command>` once it is installed.
 
-Exit status: 0 if all went well, 1 if something could not be done (it is named on stderr), 2 for a wrong call, 130 after
-Ctrl-C, 143 after a request to end.
+Exit status: 0 if all went well, 1 if something could not be done (it is named on stderr), 2 for wrong usage, 130 after
+Ctrl-C, 143 after SIGTERM.
 """
 
 import argparse
@@ -15,11 +15,11 @@ import warnings
 
 COMMANDS = {
     "denoise": "remove the noise from pictures",
-    "inspect": "find out whether pairs of noisy pictures are fit to learn from",
-    "evaluate": "compare weights with clean pictures, in dB and SSIM",
-    "train": "learn from noisy pictures: pairs, more versions of each scene, or single ones",
-    "info": "say what a weights file holds",
-    "export": "write a network as ONNX, or as a program of PyTorch",
+    "inspect": "check whether pairs of noisy pictures are fit for training",
+    "evaluate": "compare results with clean pictures, in dB and SSIM",
+    "train": "train on noisy pictures: pairs, several versions of a scene, or single ones",
+    "info": "show what a weights file holds",
+    "export": "export a network to ONNX, or as a PyTorch program",
     "data": "make data in the course's format",
 }
 
@@ -27,7 +27,7 @@ COMMANDS = {
 def make_parser(name=None):
     """The parser of all commands; only that of the command called `name` has its arguments (and its imports)."""
     parser = argparse.ArgumentParser(
-        prog="noise2noise", description="Denoising learnt from pairs of noisy images.", allow_abbrev=False
+        prog="noise2noise", description="A denoiser trained on pairs of noisy images.", allow_abbrev=False
     )
     commands = parser.add_subparsers(metavar="command", required=True)
     for command, summary in COMMANDS.items():
@@ -43,7 +43,7 @@ def make_parser(name=None):
 
 
 def print_odd_names():
-    """Makes file names that are no text (bytes that are not UTF-8) printable, as escapes."""
+    """Makes characters that cannot be encoded, as in odd file names, print as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -51,8 +51,8 @@ def print_odd_names():
 
 @contextlib.contextmanager
 def tidy_end():
-    """A request to end (SIGTERM) unwinds like Ctrl-C meanwhile, so that temporary files are removed."""
-    if threading.current_thread() is not threading.main_thread():  # others cannot be asked
+    """Within the context, SIGTERM unwinds like Ctrl-C, so that temporary files are removed."""
+    if threading.current_thread() is not threading.main_thread():  # others get no signals
         yield
         return
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -78,12 +78,12 @@ def run(name, arguments):
             return importlib.import_module("Miniproject_1.commands.data").run(arguments[1:])
         options = make_parser(name).parse_args(arguments)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r"values must be in \[0, 255\]")  # commands see to that
+            warnings.filterwarnings("ignore", message=r"values must be in \[0, 255\]")  # commands scale them
             return options.run(options) or 0
     except KeyboardInterrupt:
-        print("interrupted: the files written so far are whole", file=sys.stderr)
+        print("interrupted: files written so far are complete", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+    except BrokenPipeError:  # the reader of our output is gone, as with `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""Noise2Noise: a denoiser learnt from pairs of noisy images, without any clean one.
+"""Noise2Noise: a denoiser trained on pairs of noisy images, without any clean one.
 
     model = Model()
     model.load_pretrained_model()              # or: model.train(noisy_a, noisy_b, epochs=1)
@@ -8,14 +8,14 @@ Measured on 1,000 validation images in the grader's PSNR (mean over images; the 
 2.13.0: bestmodel.pth 26.42 dB in a single pass, 26.47 dB with self-ensemble; a fresh `Model` after one epoch of 50,000
 pairs 26.07 and 26.14 dB (three seeds), in 145 s on two cores of an Intel Xeon (AMX).
 
-Why it works: the expected squared error against a second, independent noisy image differs from the one against the
-clean image by the variance of that noise alone, which no weight can change (J. Lehtinen et al., "Noise2Noise:
+Why it works: the expected squared error against a second, independent noisy image exceeds that against the clean
+image only by the variance of that noise, which does not depend on the weights (J. Lehtinen et al., "Noise2Noise:
 Learning Image Restoration without Clean Data", ICML 2018, section 2).
 
-Why so well: noise and photographs look alike turned and mirrored, so our network is made equivariant to D4, the eight
-symmetries of the square, which leaves an eighth of the free weights to learn (T. Cohen, M. Welling, ICML 2016).
+Why so well: noise and photographs look alike if rotated or mirrored. So our network is equivariant to D4, the eight
+symmetries of the square, which leaves an eighth of the weights to be learnt (T. Cohen, M. Welling, ICML 2016).
 
-Shapes: N images, C channels, H W image, B images of a batch, O I output and input features, K kernel.
+Shapes: N images, C channels, H x W pixels, batches of B, O / I output / input features, K x K kernel.
 Inside, images are float32 in [0, 1]; outside, [0, 255].
 
 Further sources: He initialisation, K. He et al., "Delving Deep into Rectifiers", ICCV 2015. U-Net, O. Ronneberger
@@ -62,22 +62,22 @@ def whole_number(value, name, smallest):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How `Model.train` learns. A `muon_lr` of 0 leaves all parameters to Adam."""
+    """How `Model.train` trains. If `muon_lr` is 0, Adam trains all parameters."""
 
-    batch_size: int = 16  # pairs of 32 x 32 a step; larger images: as many as have the same number of pixels
-    min_steps: int = 200  # fewer pairs than fill these make the batch smaller instead
-    min_pairs: int = 2_000  # of 32 x 32, for fresh weights: fewer are passed over more often, at most MOST_PASSES times
+    batch_size: int = 16  # pairs of 32 x 32 per step; for other sizes, the same number of pixels
+    min_steps: int = 200  # if there are too few pairs for these, batches are smaller
+    min_pairs: int = 2_000  # of 32 x 32, for fresh weights: fewer get more epochs, at most MOST_PASSES
     muon_lr: float = 4e-3  # peak, hidden convolution weights
     adam_lr: float = 5e-3  # peak, all other parameters
     constant_lr: bool = False  # otherwise the rates rise over the first 5 % of the steps, then fall linearly to 0
-    ema_decay: float = 0.995  # of the moving average of the weights, which predicts; 0: the last weights
+    ema_decay: float = 0.995  # of the exponential moving average of the weights; 0: no averaging
     flips: bool = True  # flip at random
-    transpose: bool = True  # also transpose at random, beside the flips: all of D4
-    swap_pixels: bool | None = None  # swap the two noisy values of half the pixels; None: where `PairNoise` allows it
-    both_directions: bool | None = None  # learn b from a as well as a from b, in one step; None: where they are alike
-    negatives: bool = True  # make half of the pairs negatives, which self-ensembles average over
-    variance_floor: float | None = 0.002  # weight an image by 1 / (its noise variance + this); None, not l2: all alike
-    loss: str = "l2"  # which removes noise of mean 0; "l1": of median 0, "l0": of mode 0, see `power_loss`
+    transpose: bool = True  # also transpose at random: with the flips, all of D4
+    swap_pixels: bool | None = None  # swap the two noisy values of half the pixels; None: if `PairNoise` allows it
+    both_directions: bool | None = None  # predict b from a and a from b, in one step; None: if they are alike
+    negatives: bool = True  # turn half of the pairs into negatives: self-ensembles use them
+    variance_floor: float | None = 0.002  # weight an image by 1 / (its noise variance + this); None, not l2: equally
+    loss: str = "l2"  # "l2" removes noise of mean 0, "l1" of median 0, "l0" of mode 0; see `power_loss`
 
     def __post_init__(self):
         if self.loss not in LOSSES:
@@ -93,12 +93,12 @@ class Recipe:
             raise ValueError(f"Recipe needs an adam_lr above 0, or biases and the last layer never learn; got {self}")
 
     def decided(self, noise):
-        """The recipe for pairs with a `PairNoise`: what it left open is decided."""
+        """The recipe for pairs with this `PairNoise`, its open choices made."""
         measured = {"swap_pixels": noise.exchangeable, "both_directions": noise.alike}
         return replace(self, **{name: value for name, value in measured.items() if getattr(self, name) is None})
 
 
-REPORT_RECIPE = Recipe(  # what the report that started this project trained its two networks with
+REPORT_RECIPE = Recipe(  # that of the original report, for both of its networks
     batch_size=8,
     min_steps=0,
     min_pairs=0,
@@ -114,18 +114,18 @@ REPORT_RECIPE = Recipe(  # what the report that started this project trained its
 )
 
 EPSILON = 1e-3  # of `power_loss`: a quarter of a grey value
-CELL = 32  # pixels a side: our network's gates depend on means over about so much, the whole of a course image
-PATCH = 64  # pixels a side: larger training pairs are learnt from in random patches of this size
-MOST_PASSES = 20  # over few pairs: more of them harm where pixels are not swapped
-LR_DECAY_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
+CELL = 32  # pixels a side: gates of our network depend on means over such cells; a course image is one
+PATCH = 64  # pixels a side: larger training pairs are used as random patches of this size
+MOST_PASSES = 20  # epochs over few pairs: more do harm unless pixels are swapped
+LR_DECAY_PAIRS = 50_000  # later calls divide the peak rates by sqrt(1 + pairs seen before / this)
 CHUNK, GPU_CHUNK = 2**15, 2**19  # pixels predicted at once: on a CPU their features stay in its cache
-TILE, OVERLAP = 768, 128  # pixels a side, in whole cells: larger images are predicted in tiles, blended in the overlap
-MARGIN = 56  # pixels at a tile's edge that do not count: no shipped network's convolutions see farther
-SMALLEST = 16  # pixels a side: smaller images are mirrored up to this, as no training image was so small
-NARROW = 4  # pixels a side: narrower images come back as they are; mirrored, their noise looks like texture
-VIEWED = 64  # pairs on which `train` measures which views of an image a self-ensemble gains from
+TILE, OVERLAP = 768, 128  # pixels a side, multiples of CELL: larger images are predicted in overlapping, blended tiles
+MARGIN = 56  # pixels at a tile's edge that are discarded: the shipped networks' convolutions reach no farther
+SMALLEST = 16  # pixels a side: smaller images are padded by mirroring; no training image was so small
+NARROW = 4  # pixels a side: narrower images are only clipped; mirrored, their noise looks like texture
+VIEWED = 64  # pairs on which `train` chooses the views that self-ensembles average
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
-ONE_AT_A_TIME = threading.Lock()  # for what borrows torch's global random numbers
+ONE_AT_A_TIME = threading.Lock()  # for code that seeds torch's global generator
 
 
 # ---------------------------------------------------------------------------------------------- symmetries
@@ -134,7 +134,7 @@ D4 = tuple((transpose, axes) for transpose in (False, True) for axes in ((), (2,
 
 
 def apply_d4(images, element):
-    """One of the eight symmetries of the square on (B, C, H, W): transposed first (W x H), then flipped."""
+    """Applies a symmetry of the square to (B, C, H, W): transposes first (W x H), then flips."""
     transpose, axes = element
     return (images.transpose(2, 3) if transpose else images).flip(axes)
 
@@ -148,7 +148,7 @@ def invert_d4(images, element):
 
 @functools.cache
 def regular_representation():
-    """For each element h of D4 the numbers of h^-1 g, g = 0 .. 7: what comes to place g when h moves h^-1 g to g."""
+    """For each element h of D4, the indices of h^-1 g for g = 0 .. 7: h moves the entry h^-1 g to place g."""
     square = torch.arange(9, device="cpu").view(1, 1, 3, 3)
     turned = [apply_d4(square, g) for g in D4]
     numbers = {tuple(image.flatten().tolist()): number for number, image in enumerate(turned)}
@@ -157,15 +157,15 @@ def regular_representation():
 
 
 def orbits(shape, out_group, in_group):
-    """Which entries of a convolution weight D4 turns into each other: int64 (8, entries / 8).
+    """The orbits of a convolution weight's entries under D4: int64 (8, entries / 8).
 
-    Of features that come in eights (the regular representation of D4), the symmetry h takes number g of each eight to
-    number h g. A weight (O, I, K, K) then belongs to a network that turns its output with its input if it stays the
-    same when h turns its kernels and takes its outputs and inputs along (T. Cohen, M. Welling, "Group Equivariant
-    Convolutional Networks", ICML 2016, section 6).
+    Features come in groups of eight (the regular representation of D4): the symmetry h moves feature g of a group to
+    place h g. A layer is then equivariant if its weight (O, I, K, K) stays the same when each h transforms its
+    kernels and permutes its outputs and inputs (T. Cohen, M. Welling, "Group Equivariant Convolutional Networks",
+    ICML 2016, section 6).
 
     Args:
-        out_group, in_group: 8 for features that come in eights, 1 for the channels of images, which stay in place.
+        out_group, in_group: 8 for features, which come in eights, 1 for image channels, which stay in place.
     """
     numbers = torch.arange(math.prod(shape), device="cpu").view(shape)
     turned = []
@@ -177,7 +177,7 @@ def orbits(shape, out_group, in_group):
 
 
 def permute_groups(weight, axis, group, order):
-    """Brings each `group` of neighbours along an axis into the given order; a group of 1 has none."""
+    """Permutes each `group` of neighbours along an axis; groups of 1 stay as they are."""
     if group == 1:
         return weight
     return weight.unflatten(axis, (-1, group)).index_select(axis + 1, order).flatten(axis, axis + 1)
@@ -186,8 +186,8 @@ def permute_groups(weight, axis, group, order):
 class Symmetrise(torch.autograd.Function):
     """Replaces every entry of a tensor by the mean of its orbit: a projection, and its own adjoint.
 
-    `entries` (n,) are the numbers of all entries, orbit by orbit, as `orbits(...)` flattened; `orbit` (n,) has for each
-    entry the number of its orbit.
+    `entries` (n,) are the indices of all entries, as `orbits(...)` flattened; `orbit` (n,) is the index of each
+    entry's orbit.
     """
 
     @staticmethod
@@ -215,7 +215,7 @@ class Symmetric:
 
     @torch.no_grad()
     def make_equivariant(self, out_group=8, in_group=8):
-        """From now on the layer turns its output with its input; the groups are those of `orbits`."""
+        """Makes the layer equivariant from now on; the groups are those of `orbits`."""
         numbers = orbits(self.weight.shape, out_group, in_group)
         orbit = torch.empty(self.weight.numel(), dtype=torch.int64, device="cpu")
         orbit[numbers] = torch.arange(numbers.shape[1], device="cpu")
@@ -244,7 +244,7 @@ class ConvTranspose2d(Symmetric, nn.ConvTranspose2d):
 
 
 def make_equivariant(network):
-    """Makes a network equivariant whose `first` layer takes images and whose `last` gives them, all else in eights."""
+    """Makes a network equivariant: `first` takes images, `last` returns them, all other features come in eights."""
     for layer in network.modules():
         if isinstance(layer, Symmetric):
             layer.make_equivariant(1 if layer is network.last else 8, 1 if layer is network.first else 8)
@@ -276,7 +276,7 @@ def zero_initialised(layer):
 
 @torch.no_grad()
 def scale_down(*layers):
-    """Makes He-initialised weights as small as torch's own: Muon moves small weights sooner."""
+    """Scales He-initialised weights to torch's default size: Muon changes small ones faster."""
     for layer in layers:
         layer.weight.div_(math.sqrt(6))
 
@@ -285,12 +285,12 @@ def scale_down(*layers):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(g * relu(conv(x))), each hidden feature times a gate g in (0, 2) that knows the means of all of them.
+    """x + conv(g * relu(conv(x))), with a gate g in (0, 2) per hidden feature, computed from the means of them all.
 
-    The means tell how noisy and how textured an image is, which no 3 x 3 window sees (J. Hu et al.,
-    "Squeeze-and-Excitation Networks", CVPR 2018). They are those of cells of `cell` x `cell` pixels, and the gates are
-    blended in between: what an image has elsewhere does not matter, and tiles of whole cells have the same gates. A
-    `cell` of None leaves the gates out: all are 1.
+    The means show how noisy and how textured an image is, which no 3 x 3 window sees (J. Hu et al.,
+    "Squeeze-and-Excitation Networks", CVPR 2018). They are taken over cells of `cell` x `cell` pixels, and the gates
+    interpolated in between: distant parts of an image do not matter, and tiles of whole cells have the same gates.
+    If `cell` is None, there are no gates.
     """
 
     def __init__(self, width, cell=None):
@@ -298,7 +298,7 @@ class ResidualBlock(nn.Module):
         self.first, self.second = conv(width, width), conv(width, width)
         self.gate, self.cell = zero_initialised(conv(width, width, kernel=1)) if cell else None, cell
         with torch.no_grad():
-            self.second.weight.mul_(0.5)  # so that a chain of blocks does not grow its features
+            self.second.weight.mul_(0.5)  # so that features do not grow along a chain of blocks
 
     def forward(self, x):
         return self.second(self.gated(F.relu(self.first(x), inplace=True))).add_(x)
@@ -310,7 +310,7 @@ class ResidualBlock(nn.Module):
 
 
 def cell_means(x, cell):
-    """(B, C, H, W) -> (B, C, rows, columns): means over cells; a last one of less than half joins that before it."""
+    """(B, C, H, W) -> (B, C, rows, columns): means over cells; less than half a cell at the end joins the last."""
     for axis, kernel in ((2, (cell, 1)), (3, (1, cell))):
         before = max(0, (x.shape[axis] + cell // 2) // cell - 1) * cell  # pixels in all cells but the last
         last = x.narrow(axis, before, x.shape[axis] - before).mean(axis, keepdim=True)
@@ -362,12 +362,12 @@ def chain(width, blocks, cell):
 class ResidualUNet(Stage):
     """Our network: residual blocks at full and lower resolutions; predicts the noise to subtract.
 
-    Point-sampling noise is independent from pixel to pixel, so most of the work is done at full resolution. Features
-    are as large as the image's own values times 4: weights of common size then act on inputs of common size.
+    Point-sampling noise is independent between pixels, so most of the work is done at full resolution. The centred
+    input is scaled by 4: weights of the usual size then act on values of the usual size.
 
-    Equivariant, the network turns its output with its input, for all eight symmetries of the square: an eighth of the
-    free weights learns from fewer pairs, and one pass gives what the average over the eight would. Gates (see
-    `ResidualBlock`) pay in long trainings against means of noisy targets, +0.05 dB, not in one epoch of noisy ones.
+    If `equivariant`, the output transforms with the input, for all eight symmetries of the square: an eighth of the
+    free weights needs fewer pairs, and one pass gives what the average over the eight would. Gates (see
+    `ResidualBlock`) gain 0.05 dB in long trainings against means of noisy targets, nothing in one epoch of noisy ones.
     """
 
     def __init__(self, in_channels=3, width=32, blocks=1, inner_blocks=2, equivariant=True, gates=False, levels=2):
@@ -477,7 +477,7 @@ def all_sizes(network_class, sizes):
 
 
 def forward_any_size(network, images):
-    """Runs a network on (B, C, H, W) of any H x W: mirrored on all sides up to what it takes, then cropped."""
+    """Runs a network on (B, C, H, W) of any H x W: pads by mirroring to a size that it takes, then crops."""
     (height, top, rows), (width, left, columns) = (mirrored(size, network.multiple) for size in images.shape[2:])
     if (len(rows), len(columns)) != (height, width):
         images = images.index_select(2, rows.to(images.device)).index_select(3, columns.to(images.device))
@@ -486,7 +486,7 @@ def forward_any_size(network, images):
 
 
 def mirrored(size, multiple):
-    """How an axis is extended to a multiple, and to SMALLEST: size, pixels before it, which pixel each one shows."""
+    """How an axis is padded to a multiple, and to SMALLEST: size, padding before it, source index of each pixel."""
     padded = max(size, SMALLEST)
     padded += -padded % multiple
     before = (padded - size) // 2 if size < SMALLEST else 0  # tiles and whole images keep the same grid
@@ -505,7 +505,7 @@ def newton_schulz(matrices, steps=5):
     """
     if matrices.shape[1] > matrices.shape[2]:
         return newton_schulz(matrices.mT, steps).mT
-    a, b, c = 3.4445, -4.7750, 2.0315  # steepest quintic at 0 that keeps [0, 1] within about [0.7, 1.2]
+    a, b, c = 3.4445, -4.7750, 2.0315  # steepest at 0 of the quintics that end in about [0.7, 1.2]
     matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     gram, total = matrices.bmm(matrices.mT), None
     for step in range(steps):
@@ -520,8 +520,8 @@ def newton_schulz(matrices, steps=5):
 class Muon(torch.optim.Optimizer):
     """Momentum whose step is orthogonalised, for convolution weights seen as matrices (O, I * K * K).
 
-    `torch.optim.Muon` takes matrices one by one and only as such; here those of one shape go together, which makes
-    its step over five times faster on a CPU. The step's root mean square is 0.2 times the rate, whatever the shape.
+    `torch.optim.Muon` takes only matrices, one at a time; here those of one shape are batched, which makes the step
+    over five times faster on a CPU. Its root mean square is 0.2 times the learning rate, whatever the shape.
     """
 
     def __init__(self, params, lr, momentum=0.95):
@@ -556,7 +556,7 @@ def lr_factor(step, steps):
 
 
 class Pairs:
-    """Noisy pairs (N, C, H, W), kept on the device in the type they came in; larger images as random patches."""
+    """Noisy pairs (N, C, H, W), kept on the device in their own dtype; large images become random patches."""
 
     def __init__(self, noisy_a, noisy_b, device):
         self.noisy_a, self.noisy_b = to_device(noisy_a.detach(), device), to_device(noisy_b.detach(), device)
@@ -700,9 +700,9 @@ def ratio(numerators, denominators):
 
 
 def augment(noisy_a, noisy_b, recipe, generator):
-    """Random symmetries, and what else the recipe asks for, alike for both images of each pair (B, C, H, W).
+    """The recipe's random augmentations, applied to both images of each pair (B, C, H, W) together.
 
-    In both directions there are 2 B pairs: the targets' noise, most of what the gradients differ by, is averaged.
+    `both_directions` gives 2 B pairs: that averages the noise of the targets, the main source of gradient noise.
     """
     if recipe.flips:
         noisy_a, noisy_b = flip_and_transpose(noisy_a, noisy_b, generator, recipe.transpose)
@@ -734,10 +734,10 @@ def random_mask(shape, device, generator):
 def swap_pixels(noisy_a, noisy_b, generator):
     """Swaps a pixel (all its channels) between the two images of a pair with probability 1/2.
 
-    Exact where the noise of different pixels is independent and the two draws are alike: each pair then stands for
-    2^(H W) pairs of the same distribution: worth 0.09 dB where 1,000 pairs are seen ten times, nothing where 50,000 are
-    seen once. Elsewhere it ruins the training: what is left in one image tells the noise of the neighbours that went to
-    the other.
+    Exact if the noise is independent between pixels and alike in both images: each pair then stands for 2^(H W) pairs
+    of the same distribution. This gains 0.09 dB if 1,000 pairs are seen ten times, nothing if 50,000 are seen once.
+    Otherwise it ruins the training: pixels that stay in one image reveal the noise of neighbours that went to the
+    other.
     """
     swap = random_mask((len(noisy_a), 1, *noisy_a.shape[2:]), noisy_a.device, generator)
     return torch.where(swap, noisy_b, noisy_a), torch.where(swap, noisy_a, noisy_b)
@@ -746,7 +746,7 @@ def swap_pixels(noisy_a, noisy_b, generator):
 def half_negative(noisy_a, noisy_b, generator):
     """Makes both images of a pair negatives with probability 1/2.
 
-    Noise may depend on the grey value: without it, self-ensembles ask about noise that no training image had. After
+    Noise may depend on the grey value: without this, self-ensembles meet noise that was never seen. After
     7,800 pairs of Poisson noise, they gave 23.04 dB with it and 22.91 without.
     """
     negative = random_mask((len(noisy_a), 1, 1, 1), noisy_a.device, generator)
@@ -756,9 +756,9 @@ def half_negative(noisy_a, noisy_b, generator):
 def noise2noise_loss(prediction, noisy_a, noisy_b, variance_floor):
     """Squared error against the second noisy image, each image weighted by 1 / (its noise variance + variance_floor).
 
-    The grader's score is a mean of logarithms: an image's part in it falls with the error it has anyway, of which the
-    noise, half the squared difference of the two images, tells most. An image that comes out worse than it went in
-    counts by its error instead, so that it cannot outweigh all others. None weights all images alike.
+    The grader's score is a mean of logarithms: the larger an image's error, the less it counts. That error
+    depends mostly on the noise variance, half the mean squared difference of the pair. If a prediction is worse than
+    its input, its error is used instead, so that no image outweighs all others. None: equal weights.
     """
     error = (prediction - noisy_b).square().mean(dim=(1, 2, 3))  # (B,)
     if variance_floor is None:
@@ -770,12 +770,12 @@ def noise2noise_loss(prediction, noisy_a, noisy_b, variance_floor):
 def power_loss(prediction, noisy_b, power):
     """Mean of (|prediction - noisy_b| + EPSILON)^power, for noise whose mean is not 0.
 
-    1 is least at the median, which text over less than half of the picture does not change. A power that falls from 2
-    to 0 during the training ends near the mode, which impulses of random values do not change (Noise2Noise, sections
-    3.3 and 3.4). The paper's 1e-8 is below a float32's spacing near 1: an error that happens to be 0 or 1e-7 would
-    outweigh a million others. Files have steps of 1/255.
+    A power of 1 is least at the median, which text over less than half of the picture does not change. A power that
+    falls from 2 to 0 during training ends near the mode, which impulses of random values do not change (Noise2Noise,
+    sections 3.3 and 3.4). The paper's 1e-8 is below a float32's spacing near 1: an error that happens to be 0 or 1e-7
+    would outweigh a million others. Files have steps of 1/255.
 
-    Images weigh alike: the largest errors, which tell an image's noise variance, are here what is to be overlooked.
+    Images have equal weights: their variance comes from the largest errors, which this loss should ignore.
     """
     return ((prediction - noisy_b).abs() + EPSILON).pow(power).mean()
 
@@ -793,7 +793,7 @@ class Training:
         self.network, self.recipe, self.steps = network, recipe, 0
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         if not self.parameters:
-            raise ValueError("all parameters of the network are frozen: set requires_grad of those that are to learn")
+            raise ValueError("all parameters of the network are frozen: set requires_grad of those to be trained")
         hidden = [p for p in self.parameters if recipe.muon_lr and joins_features(p, network)]
         others = [p for p in self.parameters if all(p is not h for h in hidden)]
         self.optimizers = [Muon(hidden, lr=recipe.muon_lr)] if hidden else []
@@ -845,7 +845,7 @@ class Training:
 
     @contextlib.contextmanager
     def averaged(self):
-        """The network has its averaged weights meanwhile, and goes on with its own."""
+        """Gives the network its averaged weights within the context."""
         own = [p.detach().clone() for p in self.parameters]
         self.finish()
         try:
@@ -883,10 +883,10 @@ def least_epochs(pairs, recipe, pairs_seen):
 
 
 def batch_size_and_peak(pairs, epochs, recipe, pairs_seen):
-    """Patches a step, and the share of the recipe's rates that the schedule reaches, of so many epochs of `Pairs`.
+    """Patches per step, and the peak of the schedule as a share of the recipe's rates, for `epochs` of `Pairs`.
 
-    As many patches as the recipe's batch has pixels, fewer where there are few to learn from: the rate falls with the
-    root of the pixels, and with the pairs that the weights have seen before.
+    A batch has as many pixels as the recipe's, fewer if there are few pairs. The peak falls with the square root of
+    the pixels per batch, and with the pairs that the weights have seen before.
     """
     pixels = math.prod(pairs.patch)
     full = max(1, recipe.batch_size * 32 * 32 // pixels)
@@ -907,8 +907,8 @@ def keep_freed_memory():
 
 
 def joins_features(parameter, network):
-    """Whether a parameter is a convolution weight between features: no bias, and not that of what takes or gives
-    images, the network's `first` and `last` layer."""
+    """Whether a parameter is a convolution weight between features: not a bias, and not in the network's `first`
+    or `last` layer, which take and return images."""
     return parameter.ndim == 4 and all(parameter is not layer.weight for layer in (network.first, network.last))
 
 
@@ -917,13 +917,13 @@ def joins_features(parameter, network):
 
 @functools.cache
 def default_device():
-    """CUDA where it runs a kernel of this torch, else the CPU: old cards are there, but have none."""
+    """CUDA if this torch can run a kernel on it, else the CPU: for old GPUs it has no kernels."""
     if torch.cuda.is_available():
         try:
             torch.ones(1, device="cuda").add_(1).item()
             return torch.device("cuda")
         except RuntimeError as error:
-            warnings.warn(f"computing on the CPU, as the GPU runs no kernel of this torch: {error}", stacklevel=3)
+            warnings.warn(f"computing on the CPU, as this torch has no kernel for the GPU: {error}", stacklevel=3)
     return torch.device("cpu")
 
 
@@ -932,12 +932,12 @@ def autocast(device, precision):
     if precision not in (None, "bfloat16", "float32"):
         raise ValueError(f"precision must be 'bfloat16', 'float32' or None; got {precision!r}")
     enabled = precision == "bfloat16" or (precision is None and has_native_bfloat16(device))
-    # It would keep the weights that it casts until its outermost context ends: every step would see the first weights.
+    # Its cache keeps the cast weights until the outermost context ends: every step would use the first weights.
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 def has_native_bfloat16(device):
-    """Whether half the bits pay here: on GPUs since Ampere and on CPUs that multiply bfloat16; others emulate it."""
+    """Whether bfloat16 is faster here: on GPUs since Ampere and CPUs that multiply it; others emulate it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch
@@ -947,14 +947,14 @@ def has_native_bfloat16(device):
 
 
 def to_device(tensor, device):
-    """The tensor on the device. Only towards a GPU may a copy go on in the background: its kernels wait for it."""
+    """The tensor on the device. Only copies to a GPU may be asynchronous: its kernels wait for them."""
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def in_own_mode(method):
     """Runs a method of `Model` outside of its caller's autocast and inference mode, without building a graph.
 
-    A GPU's lack of memory becomes an error that says what to do.
+    If a GPU runs out of memory, the error says what to do.
     """
 
     @functools.wraps(method)
@@ -964,7 +964,7 @@ def in_own_mode(method):
                 return method(self, *arguments, **options)
         except torch.OutOfMemoryError as error:
             raise RuntimeError(
-                f"{method.__name__} ran out of memory on {self.device}. Free the GPU of other programs, pass fewer "
+                f"{method.__name__} ran out of memory on {self.device}. End other programs on the GPU, pass fewer "
                 "images at a time, train with Model(recipe=Recipe(batch_size=8)), or use Model(device='cpu')"
             ) from error
 
@@ -1006,7 +1006,7 @@ def check_pairs(noisy_a, noisy_b, in_channels):
 
 
 def number_of_epochs(epochs, num_epochs):
-    """The one of the two names that was given, a positive int."""
+    """Whichever of the two was given, as a positive int."""
     if num_epochs is not None and epochs != 1:
         raise TypeError("train takes the number of epochs once: train(a, b, 1), epochs=1 or num_epochs=1")
     return whole_number(epochs if num_epochs is None else num_epochs, "epochs", 1)
@@ -1022,18 +1022,18 @@ def out_of_scale(images):
 
 
 def warn_of_range(images):
-    """Values about [0, 1] or far above 255 are most likely of another scale; networks know noise by its strength."""
+    """Warns of values near [0, 1] or far above 255: another scale means another strength of the noise."""
     if out_of_scale(images):
         low, high = images.float().min().item(), images.float().max().item()  # uint16 has no min
         warnings.warn(
-            f"values must be in [0, 255], and those of these images are in [{low:g}, {high:g}]: scale them first, such "
-            "as by images * 255 for [0, 1] or images * (255 / 65535) for 16 bits",
+            f"values must be in [0, 255], but these images have [{low:g}, {high:g}]: scale them first, for example by "
+            "images * 255 for [0, 1] or images * (255 / 65535) for 16 bits",
             stacklevel=4,
         )
 
 
 def warn_of_twins(noisy_a, noisy_b):
-    """Of the same image twice a network learns to keep the noise."""
+    """Trained on equal images, a network will keep the noise."""
     noisy_b = noisy_b.to(noisy_a.device)
     if noisy_a.dtype != noisy_b.dtype:
         noisy_a, noisy_b = noisy_a.float(), noisy_b.float()
@@ -1074,14 +1074,14 @@ def save_atomically(content, path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except RuntimeError as error:  # what torch makes of a full disk
+    except RuntimeError as error:  # torch's error for a full disk
         raise OSError(f"{path} cannot be written; is the disk full? ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def read_weights(path):
-    """The checked content of a weights file. FileNotFoundError or ValueError where there is none to use."""
+    """The checked content of a weights file. FileNotFoundError or ValueError if there is no valid one."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {str(path)!r}; train a model and write one with model.save(path)")
@@ -1091,7 +1091,7 @@ def read_weights(path):
         raise
     except Exception as error:  # damaged files make torch.load raise half a dozen kinds
         raise ValueError(
-            f"{path.name} is not a readable weights file, but damaged or of another kind: {error}"
+            f"{path.name} is not a readable weights file: damaged, or of another kind ({error})"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path.name} is not a weights file of this module: expected the format {FORMAT!r}")
@@ -1102,12 +1102,12 @@ def read_weights(path):
 
 
 def tile_starts(size):
-    """Where the tiles that cover `size` pixels start: at multiples of TILE - OVERLAP, which networks divide."""
+    """Starts of the tiles that cover `size` pixels: multiples of TILE - OVERLAP, so of each `multiple`."""
     return range(0, max(1, size - OVERLAP), TILE - OVERLAP)
 
 
 def blending_weights(start, size):
-    """Weights of the rows of the tile at `start` of `size` rows: 1, but a ramp where it overlaps another tile.
+    """Row weights of the tile at `start`, of `size` rows in all: 1, with ramps where it overlaps other tiles.
 
     The weights of two overlapping tiles sum to 1; within MARGIN of an edge inside the image they are 0.
     """
@@ -1128,17 +1128,17 @@ class Model:
         network: 'residual_unet' (ours), 'unet' or 'noise2noise' (the two of the original report).
         in_channels: channels of the images.
         recipe: how `train` learns; see `Recipe`.
-        seed: of the first weights and of every random draw of training.
-        device: where to compute; None takes CUDA where it works.
+        seed: for the initial weights and every random draw in training.
+        device: where to compute; None: CUDA if it works.
         precision: of the convolutions, in training and prediction: 'float32', or 'bfloat16', which is about twice as
-            fast where the processor multiplies it, and costs less than 0.001 dB; None takes it there. The residual
+            fast on processors that multiply it, and costs less than 0.001 dB; None uses it on these. The residual
             that our network predicts then has 8 significant bits: an image differs from the float32 one by 0.2 grey
             values (root mean square; at most 4).
         sizes: of the network, such as width=32; see its class.
 
     Attributes:
         network: the `nn.Module`; in_channels, sizes, recipe, seed, device, precision as given.
-        pairs_seen: how many pairs the weights have learnt from, kept in the weights file.
+        pairs_seen: how many pairs the weights were trained on, kept in the weights file.
         noise: `PairNoise` of the pairs that `train` saw last, kept in the weights file; None before.
         chosen_views: numbers of the views that self-ensembles average, see `choose_views`; None: all.
     """
@@ -1157,7 +1157,7 @@ class Model:
         self.pairs_seen, self.noise, self.chosen_views = 0, None, None
         self.name, self.in_channels = network, whole_number(in_channels, "in_channels", 1)
         self.sizes = all_sizes(NETWORKS[network], sizes)
-        # The caller's random numbers stay as they are; two threads at once would swap them.
+        # The caller's random state stays as it is; two threads at once would swap theirs.
         with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(self.seed)
             network = NETWORKS[network](self.in_channels, **self.sizes)
@@ -1186,7 +1186,7 @@ class Model:
     def load(self, path):
         """Loads weights that `save` wrote, onto this model's device, network and sizes included.
 
-        Raises FileNotFoundError, or ValueError for a truncated or foreign file; the model is then as it was.
+        Raises FileNotFoundError, or ValueError for a truncated or foreign file; the model is then unchanged.
         """
         content = read_weights(path)
         try:
@@ -1208,34 +1208,34 @@ class Model:
 
     @in_own_mode
     def train(self, noisy_a, noisy_b, epochs=1, *, num_epochs=None, progress=None):
-        """Learns from pairs of noisy images, no clean one needed; called again, it goes on learning.
+        """Trains on pairs of noisy images, no clean one needed; called again, it continues.
 
-        The learning rate rises and falls over the steps of this call, and starts lower the more pairs the weights have
-        seen. Interrupted, the model keeps what it has learnt so far.
+        The learning rate rises and falls over the steps of this call; its peak is lower the more pairs the weights
+        have seen. If interrupted, the model keeps what it has learnt so far.
 
         Args:
             noisy_a, noisy_b: (N, C, H, W) in [0, 255], any real dtype, any H x W: two noisy versions of the same
                 images, with independent noise. Other scales, and the same images twice, give a warning.
-            epochs: passes over the pairs; `num_epochs` is another name for it. An image larger than 64 x 64 is learnt
-                from in random patches, in an epoch as many as cover its area. Fresh weights pass over few pairs more
-                often than asked: until they have seen 2,000 of 32 x 32, or 20 times; see `Recipe.min_pairs`.
+            epochs: passes over the pairs; `num_epochs` is another name for it. From an image larger than 64 x 64, an
+                epoch takes as many random patches as cover its area. With few pairs, fresh weights get more epochs
+                than asked for: until they have seen 2,000 of 32 x 32, at most 20; see `Recipe.min_pairs`.
             progress: called as `progress(step, steps, loss)` after each step, the loss a 0-d tensor.
 
-        What is assumed of the noise, beside its independence in the two images:
-            its mean is 0. A brightness that differs between the images is learnt as well, with a warning; clipped
-                noise leaves its bias near black and white. For the recipe's loss "l1" its median is 0, for "l0" its
-                mode: nothing warns where it is not.
-            Alike in both images: measured, see `noise`; else only b is learnt from a, not a from b. Independent between
-                pixels: measured, too; values are swapped only then.
-            It has no direction: an equivariant network treats rows and columns alike, and cannot learn to remove the
-                stripes of one direction alone. For these take `Model(equivariant=False)`.
+        Assumptions about the noise, besides its independence in the two images:
+            Its mean is 0. A difference in brightness between the images is learnt as well, with a warning; clipped
+                noise leaves a bias near black and white. For the recipe's loss "l1" its median is 0, for "l0" its
+                mode: there is no warning if it is not.
+            It is alike in both images: measured, see `noise`; if not, b is predicted from a, but not a from b. It is
+                independent between pixels: measured, too; if not, no values are swapped.
+            It has no direction: an equivariant network treats rows and columns alike, and cannot learn to remove
+                stripes of one direction. For these use `Model(equivariant=False)`.
             It is much the same in negatives: half of the pairs become negatives. Noise that depends on brightness is
-                learnt for both; turn `negatives` off where that is too much.
+                learnt for both; turn `negatives` off if that is too much.
             Pictures look alike in other views, such as with the channels reversed: measured, see `choose_views`.
             Its strength varies between images: with "l2" each is weighted by its own noise, half the mean squared
-                difference of its pair. Where images are displaced, that is no noise: align them first.
+                difference of its pair. In displaced images, that is not noise: align them first.
 
-        Raises TypeError or ValueError for what cannot be learnt from, RuntimeError where a GPU's memory is too small.
+        Raises TypeError or ValueError for unsuitable pairs, RuntimeError if a GPU runs out of memory.
         """
         epochs = number_of_epochs(epochs, num_epochs)
         check_pairs(noisy_a, noisy_b, self.in_channels)
@@ -1271,13 +1271,13 @@ class Model:
 
         Args:
             images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Another scale gives
-                a warning. Larger than 768 pixels a side, they go through the network in overlapping tiles: the memory
-                needed is bounded. Less than 4 pixels high or wide, they come back as they are.
+                a warning. Images larger than 768 pixels a side are predicted in overlapping tiles, which bounds the
+                memory needed. Those less than 4 pixels high or wide are only clipped.
             ensemble: True averages the predictions of several views of each image; see `views`. False predicts once;
-                None averages images up to 64 x 64.
+                None averages only up to 64 x 64.
 
         Returns float32 (N, C, H, W) in [0, 255], not rounded, on the device of `images`.
-        Raises TypeError or ValueError for anything else, RuntimeError where a GPU's memory is too small.
+        Raises TypeError or ValueError for unsuitable images, RuntimeError if a GPU runs out of memory.
         """
         check_images(images, self.in_channels, "images")
         keep_freed_memory()
@@ -1301,8 +1301,8 @@ class Model:
     def every_view(self):
         """The views of an image: (element of D4, negative, channels reversed). The first is the image as it is.
 
-        All of D4 for most networks. An equivariant one turns with its input anyway: there it is the image and its
-        negative, each with its channels in both orders.
+        All of D4 for most networks. For equivariant ones, unchanged by D4: the image and its negative, each with its
+        channels (if three) in both orders.
         """
         if not self.network.equivariant:
             return [(element, False, False) for element in D4]
@@ -1311,11 +1311,11 @@ class Model:
 
     @in_own_mode
     def choose_views(self, noisy_a, noisy_b):
-        """Chooses what self-ensembles average, by up to 64 of the pairs; `train` calls it. Arguments as for `train`.
+        """Chooses the views of self-ensembles on up to 64 of the pairs; `train` calls it. Arguments as for `train`.
 
-        A view stays where the mean of its prediction and that of the image as it is comes no farther from the other
-        noisy image than the latter alone. The negatives of dark pictures, reversed channels that are no colours, or
-        channels of unequal noise are unlike all that was learnt from: averaged in, they can ruin a prediction.
+        A view is kept if averaging its prediction with that of the unchanged image does not increase the error against
+        the other noisy image. Negatives of dark pictures, and reversed channels that are not colours or have unequal
+        noise, are unlike all training images: averaged in, they can ruin a prediction.
         """
         some = slice(None, None, -(-len(noisy_a) // VIEWED)), slice(None), *2 * [slice(ENSEMBLE_SIDE)]
         noisy, other = (to_device(images.detach()[some], self.device).float() / 255 for images in (noisy_a, noisy_b))
@@ -1350,7 +1350,7 @@ class Model:
 
 
 def check_views(numbers, views):
-    """The numbers of chosen views as a weights file has them; ValueError where there are no such views."""
+    """The numbers of chosen views from a weights file; ValueError if there are no such views."""
     if numbers is None:
         return None
     if numbers[:1] != [0] or not set(numbers) <= set(range(len(views))) or len(set(numbers)) < len(numbers):

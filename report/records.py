@@ -97,10 +97,13 @@ def spread(values, digits=2, sign=""):
     return f"{text} ± {wide:.{digits if wide >= 0.5 * 10**-digits else 3}f}"
 
 
+STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}  # 97.5 % quantiles of Student's t by degrees of freedom
+
+
 def verdict(differences):
-    """Whether the mean is more than two standard errors from nothing."""
-    limit = 2 * deviation(differences) / len(differences) ** 0.5
-    clear = abs(mean(differences)) > limit
+    """Whether the mean is not 0, by Student's two-sided t test at the level of 5 %."""
+    count = len(differences)
+    clear = abs(mean(differences)) > STUDENT[count - 1] * deviation(differences) / count**0.5
     return ("better" if mean(differences) > 0 else "worse") if clear else "no clear difference"
 
 

@@ -3,13 +3,13 @@
     noise2noise denoise noisy.jpg -o clean.jpg
     noise2noise denoise holiday/ scan.tif -o denoised/ --compare page.html
 
-OUT is a file for one input file, else a folder, in which the structure of input folders is kept; hidden files and
-folders in these are left out. Alpha, EXIF, ICC profile, resolution and bit depth are kept; pictures are turned upright.
-What is black and white: see --range. The noise before and after is an estimate from the picture itself, in 1/255 of
-the range: fine texture counts as noise, coarse noise does not. (Donoho and Johnstone's median with Immerkaer's mask, at
-full and at half size.)
+OUT is a file if IN is one file and OUT has an ending, else a folder that keeps the structure of input folders; hidden
+files and folders in these are skipped. Alpha, EXIF, ICC profile, resolution and bit depth are kept; pictures are turned
+upright. For black and white, see --range. The noise before and after is estimated from the picture itself, in 1/255
+of the range: fine texture counts as noise, coarse noise does not. (Donoho and Johnstone's median with Immerkaer's
+mask, at full and at half size.)
 
-Memory: about 40 bytes for each pixel of the largest picture, beside 0.6 GB for torch and the rows that are predicted at
+Memory: about 40 bytes per pixel of the largest picture, plus 0.6 GB for torch and the rows that are predicted at
 once. A picture of 4000 x 3000 took 0.9 GB (8 bits) to 1.0 GB (16 bits) with a small network.
 """
 
@@ -37,8 +37,8 @@ from Miniproject_1.commands.ranks import is_first
 from Miniproject_1.commands.report import Page, png_to_show
 from Miniproject_1.commands.weights import add_weights, load_model, predict_colours, weights_file
 
-LEFT_OUT = 5  # kinds of files, at most, that are named of those that are left out
-BAND, MARGIN = 640, 64  # rows that are predicted at once, and rows around them that do not count
+LEFT_OUT = 5  # at most so many kinds of skipped files are named
+BAND, MARGIN = 640, 64  # rows that are predicted at once, and rows around them that are discarded
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ def add_arguments(parser):
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="picture, or folder of pictures")
     parser.add_argument("-o", "--out", type=Path, required=True, help="file to write, or folder to write to")
     add_weights(parser)
-    parser.add_argument("--strength", type=share, default=1.0, help="0: as it was, 1: all that is found (default: 1)")
+    parser.add_argument("--strength", type=share, default=1.0, help="0: unchanged, 1: fully denoised (default: 1)")
     parser.add_argument(
         "--ensemble", action="store_true", help="average several predictions: slower, better by 0.05 to 0.2 dB"
     )
     parser.add_argument("--compare", type=Path, metavar="PAGE", help="also write a page to compare before and after")
-    parser.add_argument("--force", action="store_true", help="overwrite files that exist; never an input")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files; never an input")
     add_range(parser, "values beyond them are clipped. Default, for each picture by itself: ")
     parser.add_argument(
         "--quality",
@@ -68,8 +68,8 @@ def add_arguments(parser):
         help="of JPEG and lossy WebP (default: 95)",
     )
     add_limit(parser)
-    parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
-    parser.add_argument("--json", action="store_true", help="say it as JSON, one object a line and picture")
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
+    parser.add_argument("--json", action="store_true", help="print JSON, one line per picture")
 
 
 class Range(argparse.Action):
@@ -88,9 +88,9 @@ def add_range(parser, more):
         nargs=2,
         action=Range,
         metavar=("BLACK", "WHITE"),
-        help=f"the values in the files that are black and white; {more}of 8 bits 0 255; of 16 bits 0 and the smallest "
-        "of 255, 1023, 4095, 16383 and 65535 that no value exceeds; of floating files 0 1 where all values are within, "
-        "else the smallest and the largest value. Outliers, such as hot pixels, do not count, and stay as they are",
+        help=f"the values in the files that are black and white; {more}for 8 bits 0 255; for 16 bits 0 and the "
+        "smallest of 255, 1023, 4095, 16383 and 65535 that no value exceeds; for floating point 0 1 if all values are "
+        "within, else the smallest and the largest value. Outliers, such as hot pixels, do not count and are kept",
     )
 
 
@@ -121,7 +121,7 @@ def share(text):
 
 
 def plan(inputs, out, quiet=False):
-    """The jobs that the inputs make, in order. ValueError where there are none, or OUT must be a folder and is none."""
+    """The jobs for the inputs, in order. ValueError if there are none, or if OUT must be a folder but is a file."""
     one_file = len(inputs) == 1 and not inputs[0].is_dir() and not out.is_dir() and out.suffix
     if one_file:
         jobs = [Job(inputs[0], out)]
@@ -184,10 +184,10 @@ def say_left_out(folder, others):
 
 
 def check_outputs(outputs, inputs):
-    """ValueError where a file to write is an input, or where two of them are one.
+    """ValueError if a file to write is an input, or two of them are the same.
 
     Args:
-        outputs: (what is written there, path) of each file to write; a path of None is none.
+        outputs: (what is written, path) of each file to write; a path of None is skipped.
         inputs: files and folders; all pictures below a folder are inputs.
     """
     files = (file for path in inputs for file in (files_below(path)[0] if path.is_dir() else [path]))
@@ -214,7 +214,7 @@ def bands(height):
 
 
 def predicted(model, noisy, space, ensemble=None):
-    """`predict_colours` on the CPU. ValueError where it is not finite, as with weights of NaN."""
+    """`predict_colours`, moved to the CPU. ValueError if not finite, as with weights of NaN."""
     clean = predict_colours(model, noisy, space, ensemble).cpu()
     if not clean.isfinite().all():
         raise ValueError("the prediction holds values that are not finite; are the weights damaged?")
@@ -238,7 +238,7 @@ def denoised(model, picture, strength=1.0, ensemble=None, progress=None):
 
 
 def do(job, model, options, page, progress=None):
-    """Denoises one picture; returns what is to be said about it."""
+    """Denoises one picture; returns the facts to be printed."""
     began = time.monotonic()
     if job.error:
         raise job.error

@@ -4,13 +4,13 @@
     noise2noise evaluate val_data.pkl --weights course --classics
     noise2noise evaluate noisy/ clean/ --plot psnr.svg --sheet pictures.png
 
-PSNR has the peak 255, the range of the clean pictures' values (see --range); predictions alone are clipped to it. Its
-mean over images is the grader's; that of the pooled error is beside it. SSIM is scikit-image's with the settings of
-Wang et al. 2004: Gaussian window of deviation 1.5, population covariances, range 255, mean over channels; it needs 11
+PSNR has the peak 255, the range of the clean pictures' values (see --range); only predictions are clipped to it. Its
+mean over images is the grader's; next to it is that of the pooled error. SSIM is scikit-image's with the settings of
+Wang et al. 2004: Gaussian window with sigma 1.5, population covariances, range 255, mean over channels; it needs 11
 pixels a side.
 
 --plot draws the PSNR of each picture before and after. --sheet shows the best and the worst pictures: noisy, denoised
-and clean; of a large one, the square of 128 pixels in which it has the largest error.
+and clean; of a large one, only the square of 128 pixels with the largest error.
 """
 
 import json
@@ -37,12 +37,12 @@ def add_arguments(parser):
     add_weights(parser)
     add_limit(parser)
     parser.add_argument("--ensemble", action="store_true", help="average several predictions")
-    parser.add_argument("--limit", type=int, help="only the first so many pictures")
+    parser.add_argument("--limit", type=int, help="only the first LIMIT pictures")
     parser.add_argument(
         "--classics",
         action="store_true",
-        help="also scikit-image's non-local means, wavelets and TV; their strength is chosen for each picture by the "
-        "clean one (an oracle), which nobody has in practice",
+        help="also scikit-image's non-local means, wavelets and TV; their strength is tuned on each picture with "
+        "the clean one (an oracle), which nobody has in practice",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw PSNR before and after: .png or .svg")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="show the best and the worst pictures: .png or .svg")
@@ -50,7 +50,7 @@ def add_arguments(parser):
         "--force", action="store_true", help="overwrite the files of --plot and --sheet; never an input"
     )
     parser.add_argument("--quiet", action="store_true", help="only the means")
-    parser.add_argument("--json", action="store_true", help="say it as JSON, one object a line and picture")
+    parser.add_argument("--json", action="store_true", help="print JSON, one line per picture")
 
 
 # ---------------------------------------------------------------------------------------------- measures
@@ -82,7 +82,7 @@ def ssim(image, clean):
 
 
 def classics(noisy, clean):
-    """The best that three classics can do, whatever their strength: {name: (1, C, H, W)} in [0, 255].
+    """The best results of three classics over their strength: {name: (1, C, H, W)} in [0, 255].
 
     Non-local means (A. Buades et al., CVPR 2005), BayesShrink wavelets (S. Chang et al., IEEE TIP 2000) and total
     variation (A. Chambolle, JMIV 2004), each with the strength that comes closest to the clean picture.
@@ -151,7 +151,7 @@ def plot(path, before, after, title):
 
 
 def best_and_worst(decibels):
-    """Numbers of the SHOWN highest and the SHOWN lowest PSNR, best first; of few pictures all."""
+    """Numbers of the SHOWN best and the SHOWN worst pictures by PSNR, best first; all, if few."""
     order = sorted(range(len(decibels)), key=lambda number: -decibels[number])
     return order if len(order) <= 2 * SHOWN else order[:SHOWN] + order[-SHOWN:]
 

@@ -3,9 +3,9 @@
     noise2noise export photo -o photo.onnx
     noise2noise export mine.pth -o mine.pt2
 
-Input `images` and output `denoised` are float32 (N, C, H, W) in [0, 255] of any number N and any H x W of at least 4: a
-single pass over the whole picture, in float32. Small pictures are mirrored up to 16 pixels a side and all of them to
-what the network takes, inside of the file. There are no tiles: the memory grows with the picture.
+Input `images` and output `denoised` are float32 (N, C, H, W) in [0, 255], for any N and any H and W of at least 4: a
+single pass over the whole picture, in float32. The exported network pads by mirroring: to at least 16 pixels a side,
+and to a size that it takes. There are no tiles: the memory grows with the picture.
 
 The file is run on pictures of several sizes and compared with this project's prediction before it gets its name.
 ONNX needs the extra: pip install 'noise2noise-miniproject[export]'. It runs in onnxruntime; a .pt2 in
@@ -36,14 +36,14 @@ def add_arguments(parser):
     parser.add_argument("weights", metavar="photo|course|FILE", help=PURPOSES)
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="name.onnx or name.pt2 to write")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
-    parser.add_argument("--json", action="store_true", help="say it as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 # ---------------------------------------------------------------------------------------------- the network
 
 
 class Exported(nn.Module):
-    """What `Model.predict(images, ensemble=False)` does without tiles, for sizes that are known only when it runs."""
+    """What `Model.predict(images, ensemble=False)` does without tiles, for sizes that are known only at run time."""
 
     def __init__(self, network):
         super().__init__()
@@ -56,7 +56,7 @@ class Exported(nn.Module):
 
 
 def mirrored(size, multiple):
-    """`model.mirrored` for a size in symbols: the pixels that the extended axis shows, and where the own ones are."""
+    """`model.mirrored` for a symbolic size: source indices of the padded axis, and places of the original pixels."""
     padded = (torch.sym_max(size, SMALLEST) + multiple - 1) // multiple * multiple
     small = torch.sym_min(torch.sym_max(SMALLEST - size, 0), 1)  # 1 for a size below SMALLEST, else 0
     before = small * ((padded - size) // 2)
@@ -102,13 +102,13 @@ def blended(cells, axis, size, cell):
 
 
 def last_cell(size, cell):
-    """Its number; what is left over of less than half a cell belongs to it."""
+    """Its index; a remainder of less than half a cell belongs to it."""
     return torch.sym_max((size + cell // 2) // cell, 1) - 1
 
 
 @torch.no_grad()
 def plain(network):
-    """A copy on the CPU whose weights are symmetric as they stand and whose blocks take any size in symbols."""
+    """A copy on the CPU whose weights are stored symmetrised and whose blocks take symbolic sizes."""
     network = copy.deepcopy(network).cpu().eval()
     for layer in network.modules():
         if isinstance(layer, Symmetric) and layer.equivariant:
@@ -164,7 +164,7 @@ KINDS = {".onnx": as_onnx, ".pt2": as_pt2}
 
 
 def largest_difference(run, model):
-    """Of what an exported network and `predict` make of random pictures, in grey values. ValueError if too large."""
+    """Between an exported network and `predict` on random pictures, in grey values. ValueError if too large."""
     generator, largest = torch.Generator().manual_seed(0), 0.0
     for count, height, width in CHECKED:
         images = 255 * torch.rand(count, model.in_channels, height, width, generator=generator)

@@ -1,4 +1,4 @@
-"""Pictures in files: read with all that belongs to them, written whole or not at all.
+"""Picture files: read with their metadata, written whole or not at all.
 
 Shapes: H W picture, C channels. Pixels are held as the file has them: uint8, uint16 or float32, (H, W, C), the alpha
 channel last. They are turned upright when they are read.
@@ -62,12 +62,12 @@ UNKNOWN, PREMULTIPLIED = 0, 1
 XMP, XMP_TEXT = 700, "XML:com.adobe.xmp"  # the TIFF tag and the PNG text that hold it
 LOST_TAGS = {33723: "IPTC", 34377: "Photoshop's data", 34735: "GeoTIFF", 50839: "ImageJ's data"}
 LOST_INFO = {"photoshop": "IPTC and Photoshop's data", "comment": "its comment"}  # Pillow's names in a JPEG
-USUAL_GAMMA = 0.45455  # of PNGs; all else shifts the colours where it is lost
+USUAL_GAMMA = 0.45455  # of PNGs; losing any other one shifts the colours
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # the TIFF tag that says what values mean, and one of its values
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that sensors have: 16-bit files often hold fewer
 OUTLIERS = 0.001  # share of the values at each end that may be dead or hot pixels
-DARK = 0.25  # of white: where no floating value is above this, white may be another
+DARK = 0.25  # of white: if no floating value is above this, white may be lower
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Picture:
         exif, icc, dpi, xmp: `PIL.Image.Exif`, bytes, (across, down) and bytes; None where there is none.
         encoding: settings of the file it came from that are kept, such as JPEG's subsampling.
         notes: what will not be kept, and what was assumed, in words.
-        keep_outliers: whether values beyond the range stay as they are, instead of the nearest end of it.
+        keep_outliers: whether values beyond the range stay as they are, instead of being clipped to it.
     """
 
     pixels: object
@@ -99,11 +99,11 @@ class Picture:
 
     @property
     def colours(self):
-        """How many channels are no alpha."""
+        """How many channels are colours."""
         return self.pixels.shape[2] - self.alpha
 
     def values(self, rows=slice(None)):
-        """The colours of some rows: float32 (1, C, h, W), in [0, 255] but for what lies beyond the range."""
+        """The colours of some rows: float32 (1, C, h, W), in [0, 255] except for values beyond the range."""
         part = self.pixels[rows, :, : self.colours].astype("float32")
         return to_255(torch.from_numpy(part), self.value_range).permute(2, 0, 1)[None]
 
@@ -118,7 +118,7 @@ class Picture:
         need_numpy().copyto(part, new.astype(part.dtype), where=inside)
 
     def note_range(self):
-        """Notes what is taken as black and white, where that is no matter of course."""
+        """Notes what is taken as black and white, if that is not the usual range."""
         note, colours = range_in_words(self.value_range, self.pixels.dtype), self.pixels[:, :, : self.colours]
         if self.keep_outliers and note:
             low, high = self.value_range
@@ -130,9 +130,9 @@ class Picture:
 
 
 def to_255(values, value_range):
-    """float32 values as files have them, so that a range becomes [0, 255]; farther ones are at most that far beyond.
+    """Scales float32 values of a file so that its range becomes [0, 255], and clips them to [-255, 510].
 
-    A hot pixel of a thousand times white would else spoil what the network makes of its neighbours.
+    Otherwise a hot pixel of a thousand times white would spoil the prediction of its neighbours.
     """
     low, high = value_range
     return ((values - low) * (255 / (high - low))).clamp_(-255, 510)
@@ -166,13 +166,13 @@ def need_numpy():
 
 
 def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
-    """Reads a PNG, JPEG, WebP or TIFF; what it is, its content says, not its name.
+    """Reads a PNG, JPEG, WebP or TIFF, told apart by content, not by name.
 
     Args:
         max_megapixels: larger pictures are refused before they are decoded.
         value_range: (low, high), the values that correspond to black and white. None: see `default_range`.
 
-    Raises ValueError for a file that is damaged, too large or of a kind that is not read; OSError where there is none.
+    Raises ValueError for a file that is damaged, too large or of an unsupported kind; OSError if there is none.
     """
     Image, numpy = need_pillow(), need_numpy()
     path = Path(path)
@@ -204,8 +204,8 @@ def default_range(values):
     """(low, high): the values of a numpy array, as a file has them, that are taken as black and white.
 
     uint8: 0 and 255. uint16: 0 and 2^k - 1, with the smallest k of DEPTHS that all values fit into. Floating: 0 and 1
-    if no value is outside of them, else the smallest and the largest value. Outliers do not count: values that are
-    farther beyond the lowest and the highest thousandth of all than half of what lies between these.
+    if no value is outside of them, else the smallest and the largest value. Outliers do not count: values beyond the
+    lowest or the highest thousandth of all by more than half the distance between these two.
     """
     if values.dtype == "uint8":
         return 0, 255
@@ -222,14 +222,14 @@ def default_range(values):
 
 
 def sampled(values, count=2**20):
-    """All values of a numpy array, or `count` of them from random places: regular ones may all be of one channel."""
+    """All values of a numpy array, or `count` at random places: evenly spaced ones could be all of one channel."""
     if values.size <= count:
         return values
     return values.reshape(-1)[need_numpy().random.default_rng(0).integers(values.size, size=count)]
 
 
 def range_in_words(value_range, dtype):
-    """What is to be said of the values that are taken as black and white; empty where everybody would take these."""
+    """A note that says which values are taken as black and white; empty for the usual range of the type."""
     if value_range == {"uint8": (0, 255), "uint16": (0, 65535)}.get(str(dtype), (0, 1)):
         return ""
     return f"{value_range[0]:g} is taken as black, {value_range[1]:g} as white; --range changes that"
@@ -237,7 +237,7 @@ def range_in_words(value_range, dtype):
 
 @contextlib.contextmanager
 def silence():
-    """Warnings and tifffile's log say nothing meanwhile: what is wrong with a file, one error says."""
+    """Silences warnings and tifffile's log: a single error says what is wrong with a file."""
     log = logging.getLogger("tifffile")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -251,7 +251,7 @@ def silence():
 
 @contextlib.contextmanager
 def no_pixel_limit(Image):
-    """Pillow's own limit is off meanwhile: `check_size` has ours."""
+    """Turns off Pillow's own limit: `check_size` has ours."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -262,7 +262,7 @@ def no_pixel_limit(Image):
 def check_size(width, height, max_megapixels):
     if width * height > max_megapixels * 1e6:
         raise Refused(
-            f"{width} x {height} pixels are more than {max_megapixels:g} megapixels; if the file is to be trusted, "
+            f"{width} x {height} pixels are more than {max_megapixels:g} megapixels; if you trust the file, "
             "raise the limit with --max-megapixels"
         )
 
@@ -303,7 +303,7 @@ def pillow_reads_tiff(file):
 
 
 def refuse_more_than_shown(tags):
-    """Raises where the first picture of a TIFF, by the tags of its directory, is not what the file is about."""
+    """Raises if, by its tags, a TIFF is a camera's raw file with a preview or an ImageJ stack in one page."""
     if DNG_VERSION in tags or (SUB_DIRECTORIES in tags and tags.get(NEW_SUBFILE_TYPE, 0) & 1):
         raise Refused("a camera's raw file, of which only the preview can be read; develop it to TIFF first")
     frames = hidden_frames(tags.get(IMAGE_DESCRIPTION))
@@ -312,7 +312,7 @@ def refuse_more_than_shown(tags):
 
 
 def hidden_frames(description):
-    """How many pictures ImageJ put behind the first page of a large stack, told by its description; 0 for none."""
+    """How many pictures ImageJ stored behind the first page of a large stack, by its description; 0 for none."""
     found = re.match(r"ImageJ=.*?\bimages=(\d+)", str(description), re.DOTALL)
     return int(found[1]) if found and int(found[1]) > 1 else 0
 
@@ -337,7 +337,7 @@ def decode_with_pillow(image, file):
 
 
 def not_kept(tags, info=None, texts=()):
-    """A note that names what a file holds beside its picture and will be lost; an empty list where there is nothing."""
+    """A list with a note that names what will be lost of a file, besides its picture; empty if there is nothing."""
     info = info or {}
     found = {name for code, name in LOST_TAGS.items() if code in tags}
     found |= {name for key, name in LOST_INFO.items() if key in info}
@@ -385,14 +385,14 @@ def eight_bits(image, notes):
 def sixteen_bits(image, file):
     """Decodes 16 bits a channel: (H, W, C) uint16, colour space, whether there is alpha; None for other pictures.
 
-    Of 16-bit colour Pillow keeps the upper byte. Told that the file has the other byte order, it takes the lower byte
-    for the upper one, so two passes of its decoders give all 16 bits.
+    Pillow keeps only the upper byte of 16-bit colour. If given the other byte order, it takes the lower byte for the
+    upper one, so two passes of its decoders give all 16 bits.
     """
     numpy = need_numpy()
     key = image.info.get("transparency")
     if image.mode.startswith("I;16"):
         pixels, space, alpha = numpy.asarray(image).astype("uint16")[:, :, None], "grey", False
-        if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow turns 8 bits alone
+        if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts only 8 bits
             pixels = 65535 - pixels
     elif layouts(image) == {"LA;16B"}:  # read as four channels of 8 bits
         image._mode = "RGBA"
@@ -512,7 +512,7 @@ def tiff_space(page):
 
 
 def check_segments(page, file):
-    """Raises for compressed parts that unfold to more than their share of the picture, before any memory is taken."""
+    """Raises if a compressed part unpacks to more than its share of the picture, before memory is allocated."""
     unfold = {8: zlib.decompressobj, 32946: zlib.decompressobj, 34925: lzma.LZMADecompressor}.get(int(page.compression))
     if unfold is None:
         return
@@ -551,7 +551,7 @@ def reread(exif):
 
 
 def upright_exif(exif, shape, notes, tiff=False):
-    """EXIF of a picture that has been turned upright, of the given (H, W, C); None where there is none to keep."""
+    """EXIF for a picture that has been turned upright, of shape (H, W, C); None if there is nothing to keep."""
     try:
         exif = descriptive(exif) if tiff else exif
         if not len(exif):
@@ -582,9 +582,9 @@ def upright_xmp(xmp):
 
 
 def write_picture(picture, path, *, overwrite=False, quality=DEFAULT_QUALITY):
-    """Writes a picture in the format that the name ends in; the file appears whole or not at all.
+    """Writes a picture in the format of the name's ending; the file appears whole or not at all.
 
-    Raises ValueError where the format cannot hold it, FileExistsError where there is one and `overwrite` is off.
+    Raises ValueError if the format cannot hold it, FileExistsError if the file exists and `overwrite` is off.
     """
     path = Path(path)
     kind = check_holds(picture, path)

@@ -1,4 +1,4 @@
-"""Says what a weights file holds: network, sizes, parameters, work per pixel, and how many pairs it has seen."""
+"""Shows what a weights file holds: network, sizes, parameters, work per pixel, and training pairs seen."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,11 @@ from Miniproject_1.commands.weights import PURPOSES, load_model, weights_file
 
 def add_arguments(parser):
     parser.add_argument("weights", metavar="photo|course|FILE", help=PURPOSES)
-    parser.add_argument("--json", action="store_true", help="say it as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def facts_of(name):
-    """What there is to say about the weights that a user calls `name`."""
+    """The facts about the weights that a user calls `name`."""
     path = weights_file(name)
     model = load_model(name, "cpu")
     return {

@@ -1,11 +1,11 @@
-"""Finds out whether pairs of noisy pictures are material for Noise2Noise, before hours are spent on them.
+"""Checks whether pairs of noisy pictures are fit for Noise2Noise, before hours are spent on them.
 
     noise2noise inspect first/ second/
     noise2noise inspect train_data.pkl
 
 Pairs must show the same scene twice, at the same place and with the same exposure, with independent noise of mean zero.
-Each finding comes with a verdict (fine, mind or BAD) and with what to do. Noise that is the same in both pictures, such
-as a sensor's fixed pattern, cannot be seen in pairs, nor be learnt from them.
+Each finding has a verdict (fine, mind or BAD) and says what to do. Noise that is the same in both pictures, such as a
+sensor's fixed pattern, is not seen, and training does not remove it.
 """
 
 import json
@@ -22,20 +22,20 @@ from Miniproject_1.model import blocks as whole_blocks
 from Miniproject_1.model import measure_noise, products
 
 FINE, MIND, BAD = "fine", "mind", "BAD"
-SQUARES, SIDE = 1024, 64  # so many squares of so many pixels a side are measured
-TILES, TILE = 48, 128  # the same for displacements, of one large pair or of all pairs
-LARGE = 256  # pixels: pairs of at least this size a side are asked for their displacement one by one
+SQUARES, SIDE = 1024, 64  # how many squares are measured, and their pixels a side
+TILES, TILE = 48, 128  # the same for displacements, TILES for each large pair
+LARGE = 256  # pixels a side: the displacement of pairs at least this large is measured one by one
 LOOKED_AT = 200  # pairs, at most, whose exposure and displacement are measured
-TRUSTED = 8  # deviations: peaks below come from noise alone, too
-LOW_PASS = 0.15  # cycles a pixel: where pictures have more signal than noise
+TRUSTED = 8  # standard deviations: noise alone also makes lower peaks
+LOW_PASS = 0.15  # cycles per pixel: below, pictures have more signal than noise
 SINGLE_LIMIT = 0.15  # correlation in single pictures, whose texture adds to it
-FLAT_SHARE = 10  # of one of so many blocks, the flattest, noise is told from a single picture
+FLAT_SHARE = 10  # one in so many blocks, the flattest, shows the noise of a single picture
 JUDGED = 128  # squares that the shipped weights are tried on
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found: what was looked at, numbers by name, a verdict, and a sentence with what to do."""
+    """One finding: its topic, numbers by name, a verdict, and a text that says what to do."""
 
     topic: str
     values: dict
@@ -49,7 +49,7 @@ def add_arguments(parser):
     add_device(parser)
     add_limit(parser)
     parser.add_argument("--no-weights", action="store_true", help="do not try the shipped weights, which takes longest")
-    parser.add_argument("--json", action="store_true", help="say it as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 # ---------------------------------------------------------------------------------------------- measurements
@@ -58,9 +58,9 @@ def add_arguments(parser):
 def displacement(first, second):
     """How far the second images lie from the first: ((down, right) in pixels, trust), from (M, C, s, s) squares.
 
-    Phase correlation (C. Kuglin, D. Hines, 1975) of the mean cross spectrum of all squares: each frequency counts by
-    its coherence, what the squares agree on, and high ones less. The peak is refined in steps of 1/50 pixel by the
-    Fourier sum itself. Trust is the height of the peak over the deviation of the surface; see TRUSTED.
+    Phase correlation (C. Kuglin, D. Hines, 1975) of the mean cross spectrum of all squares: frequencies are weighted
+    by their coherence across the squares, high ones less. The peak is refined in steps of 1/50 pixel by the Fourier
+    sum itself. Trust is the height of the peak in standard deviations of the surface; see TRUSTED.
     """
     count, _, side, _ = first.shape
     window = torch.hann_window(side + 2, periodic=False)[1:-1]
@@ -89,7 +89,7 @@ def displacement(first, second):
 
 
 def certain_displacement(first, second):
-    """`displacement`, whose trust is 0 where the two halves of the squares do not agree on it."""
+    """`displacement`, with a trust of 0 if the two halves of the squares disagree on it."""
     where, trust = displacement(first, second)
     if len(first) > 1:
         apart = math.dist(*(displacement(first[half::2], second[half::2])[0] for half in (0, 1)))
@@ -133,12 +133,12 @@ def line_correlation(first, second):
 
 
 def single_correlation(pictures):
-    """Correlation of the noise of near pixels in single pictures (1, C, H, W), and how far chance may take it.
+    """Correlation of the noise of near pixels in single pictures (1, C, H, W), and its limit by chance.
 
-    The picture itself has to be kept out. Second differences down a column are correlated with those one and two
-    pixels beside them, and the other way round: white noise has 0, smooth parts and edges along an axis cancel out. Of
-    each picture's blocks of 16 x 16 the flattest count, by their means over 4 x 4, and of these the median. Blocks that
-    are black or white to a quarter do not. (nan, nan) where there are fewer than eight.
+    The picture itself must not count. Second differences along columns are correlated with those one and two pixels
+    beside them, and vice versa for rows: white noise has 0, smooth parts and edges along an axis cancel out. The
+    result is the median over the flattest 16 x 16 blocks of each picture, judged by their 4 x 4 means. Blocks that are
+    a quarter black or white do not count. (nan, nan) if fewer than eight blocks are left.
     """
     found = []
     for picture in pictures:
@@ -174,8 +174,8 @@ def clipped_shares(first, second):
 
 
 def estimated_mse(prediction, noisy, variance):
-    """Mean squared error of a prediction against the clean image, which nobody has: that against an independent noisy
-    image, less the variance of its noise (which is why Noise2Noise works)."""
+    """Estimated mean squared error of a prediction against the unknown clean image: that against an independent noisy
+    image, minus its noise variance (which is why Noise2Noise works)."""
     return (prediction - noisy).square().mean().item() - variance
 
 
@@ -187,7 +187,7 @@ def psnr_of(mse):
 
 
 def inspect_pairs(pairs, try_weights=True, device=None):
-    """The findings on some pairs, in the order in which they are said."""
+    """The findings on some pairs, in the order of printing."""
     first, second = blocks(pairs, SIDE, SQUARES)
     if torch.equal(first, second):
         text = "Both pictures are the same, down to the last bit: noise can only be seen between two independent ones."
@@ -216,7 +216,7 @@ def fit(findings):
 
 
 def on_copies(pairs):
-    """Pairs of the same picture twice, among the others: a part of the training teaches to keep the noise."""
+    """Pairs of the same picture twice, among others: they would teach the network to keep the noise."""
     numbers = range(0, len(pairs), -(-len(pairs) // LOOKED_AT))
     copies = sum(torch.equal(*pairs.pair(number)) for number in numbers)
     if not copies:
@@ -232,39 +232,39 @@ def on_level(levels):
     if max(levels) < 0.5:
         return Finding("noise", values, MIND, f"{said}: hardly any noise to remove; are these the noisy pictures?")
     if ratio > 1.3:
-        text = f"{said}: not alike. Noise2Noise allows that; `train` then learns the second ones from the first alone."
+        text = f"{said}: not alike. Noise2Noise allows that; `train` then only predicts the second from the first."
         if ratio > 3:
-            text += " By so much: is one a copy of the other with noise added, blurred, or clean? That is no pair."
+            text += " So unlike: is one a copy of the other with noise added, blurred, or clean? That is not a pair."
         return Finding("noise", values, MIND, text)
     return Finding("noise", values, FINE, f"{said}: alike in both.")
 
 
 def on_shared(alone, level):
-    """Whether a picture by itself looks much noisier than the two differ; None where it does not."""
+    """A finding if a picture by itself looks much noisier than the pair's difference; else None."""
     if alone <= 2 * level + 2:
         return None
     text = (
-        f"the first ones alone look like noise {alone:.1f}, and the two differ by noise {level:.1f} only: either they "
-        "share noise, as copies and JPEG files of one exposure do, which cannot be learnt, or have very fine texture."
+        f"the first ones alone seem to have noise {alone:.1f}, but the two differ by only {level:.1f}: either they "
+        "share noise, as copies and JPEG files of one exposure do, which cannot be removed, or have very fine texture."
     )
     return Finding("shared noise", {"alone": round(alone, 2), "pair": round(level, 2)}, MIND, text)
 
 
 def on_neighbours(correlation, count):
-    """`count`: values that it was measured on; white noise stays below 3 / sqrt(count) of itself."""
+    """`count`: number of values measured; that of white noise is below 3 / sqrt(count) by chance."""
     values = {"correlation": round(correlation, 3)}
     said = f"correlation of the noise with that of near pixels {correlation:.2f}"
     if abs(correlation) > max(0.05, 3 / math.sqrt(count)):
         text = (
-            f"{said}: demosaicing, JPEG or resizing. Noise2Noise allows that, and needs longer training; where there "
-            "are raw files, use these. Methods for single pictures (sub-sampling, blind spots) fail."
+            f"{said}: demosaicing, JPEG or resizing. Noise2Noise allows that, but needs longer training; use raw "
+            "files if there are any. Methods for single pictures (sub-sampling, blind spots) fail."
         )
         return Finding("neighbours", values, MIND, text)
     return Finding("neighbours", values, FINE, f"{said}: independent between pixels.")
 
 
 def on_single(pictures):
-    """Whether neighbouring pixels of single pictures (1, C, H, W) make pairs: only of noise that is independent."""
+    """Whether neighbouring pixels of single pictures (1, C, H, W) make pairs: only with independent noise."""
     correlation, chance = single_correlation(pictures)
     values = {"correlation": None if math.isnan(correlation) else round(correlation, 3)}
     ways = "Take raw files, or two pictures of each scene (train A B); --no-inspect trains all the same."
@@ -275,7 +275,7 @@ def on_single(pictures):
     if abs(correlation) > max(SINGLE_LIMIT, chance):
         text = (
             f"{said}: the noise is not independent between pixels (demosaicing, JPEG, resizing), or fainter than the "
-            f"texture. A network that learns from neighbouring pixels would keep it. {ways}"
+            f"texture. A network trained on neighbouring pixels would keep it. {ways}"
         )
         return Finding("independence", values, BAD, text)
     return Finding("independence", values, FINE, f"{said}: independent between pixels.")
@@ -338,14 +338,14 @@ def on_exposure(pairs, level):
 
 
 def on_displacement(pairs):
-    """Of each large pair for itself; of small ones all together, which show no displacement that changes."""
+    """Of each large pair by itself; of small ones all together, which shows only a common displacement."""
     numbers = range(0, len(pairs), -(-len(pairs) // (LOOKED_AT // 4)))
     large = min(pairs.pair(0)[0].shape[2:]) >= LARGE
     groups = [One(pairs, number) for number in numbers] if large else [pairs]
     found = [measured_twice(group, TILES if large else SQUARES) for group in groups]
     trusted = sorted((math.hypot(*where), where) for where, trust in found if trust >= TRUSTED)
     if not trusted:
-        text = "no displacement can be told: too little structure, or not the same scene. Look at a pair yourself."
+        text = "displacement not measurable: too little structure, or not the same scene. Look at a pair yourself."
         return Finding("displacement", {"down": None, "right": None}, MIND, text)
     (largest, (down, right)), median = trusted[-1], trusted[len(trusted) // 2][0]
     values = {
@@ -360,14 +360,12 @@ def on_displacement(pairs):
         said = f"up to {said}, half of the pairs at most {median:.1f}"
     if largest < 0.15:
         return Finding("displacement", values, FINE, f"{said}: at the same place.")
-    text = (
-        f"{said}: what moves is blurred as if it were noise. Use a tripod, or align the pairs before; drop the others."
-    )
+    text = f"{said}: training would blur what moves. Use a tripod, or align the pairs first; drop the others."
     return Finding("displacement", values, BAD if median >= 0.5 or largest >= 2 else MIND, text)
 
 
 def measured_twice(group, count):
-    """As `displacement`, but large ones again on what both images show: else the squares have little in common."""
+    """As `displacement`, but large ones again on the common area: otherwise squares have little in common."""
     where, trust = certain_displacement(*blocks(group, TILE, count, overlap=2))
     whole = [round(part) for part in where]
     smallest = min(group.pair(0)[0].shape[2:]) - max(map(abs, whole))
@@ -378,7 +376,7 @@ def measured_twice(group, count):
 
 
 class Shifted:
-    """Pairs cut to what both images show where the second one lies some whole pixels away."""
+    """Pairs cut to their common area, if the second one is displaced by whole pixels."""
 
     def __init__(self, pairs, down, right):
         self.pairs, self.shift = pairs, (down, right)
@@ -412,10 +410,10 @@ def on_clipping(black, white):
     values = {"black": round(black, 4), "white": round(white, 4)}
     said = f"{100 * black:.1f} % of the values are black, {100 * white:.1f} % white"
     if black + white <= 0.01:
-        return Finding("clipping", values, FINE, f"{said}: next to none is cut off.")
-    text = f"{said}: cutting noise off shifts its mean, and black turns grey. Use raw data or another exposure."
+        return Finding("clipping", values, FINE, f"{said}: hardly any clipping.")
+    text = f"{said}: clipping shifts the mean of the noise, and black turns grey. Use raw data or another exposure."
     if white <= 0.01:
-        return Finding("clipping", values, MIND, f"{text} Counts of photons may be 0, which is no cut.")
+        return Finding("clipping", values, MIND, f"{text} Counts of photons may be 0 without clipping.")
     return Finding("clipping", values, BAD if black + white > 0.2 else MIND, text)
 
 

@@ -16,10 +16,10 @@ def noise_level(picture):
 
     The median of the absolute values, over that of a normal distribution, hardly sees edges and texture (D. Donoho,
     I. Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 1994, section 4.2; their wavelet is
-    replaced by Immerkaer's mask, of finer steps with whole numbers). Pixels at the ends of the range do not count.
+    replaced by Immerkaer's mask, in finer steps for integers). Pixels at the ends of the range do not count.
 
-    Demosaicing and JPEG leave little noise in the finest detail. So the level is measured in the picture of half the
-    size, too, where white noise has half of it; of the two results the larger one counts.
+    Demosaicing and JPEG leave little noise in the finest detail. So the level is also measured at half the size
+    and doubled, as white noise is halved there; the larger of the two results counts.
     """
     height, width = picture.pixels.shape[:2]
     parts = min(BANDS, -(-height // ROWS))

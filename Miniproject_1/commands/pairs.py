@@ -2,8 +2,8 @@
 
 `train` also takes more than two versions of each scene, and single pictures, whose neighbouring pixels make a pair.
 
-Shapes: N pairs, C channels, H W image. Values are in [0, 255] wherever they are handed out, by one range of values for
-all files: `Scale` says which.
+Shapes: N pairs, C channels, H x W pixels. Values are returned in [0, 255], scaled by one range for all files; see
+`Scale`.
 """
 
 import sys
@@ -38,8 +38,8 @@ SOURCES_HELP = (
     "if in the folder itself, each is a scene of its own, like a picture, a .npy or a TIFF of several pages alone"
 )
 TENSORS = (".pkl", ".pt", ".pth")
-RANGED = 100  # picture files, at most, that are looked at to find the range of values of all
-DRAWS = 4  # pairs of half the size that a single picture makes: each two neighbours of a cell are in one of them
+RANGED = 100  # picture files, at most, that are read to find the range of values of all
+DRAWS = 4  # pairs of half the size from a single picture: each two neighbours of a cell are in one of them
 
 
 def add_pairs(parser, first="A", second="B"):
@@ -52,10 +52,10 @@ def add_common_range(parser, files="all files"):
 
 
 class Scale:
-    """What is black and white, one range for all values of a type, so that pairs differ by their noise alone.
+    """The values of black and white, one range for each data type, so that pairs differ only in their noise.
 
     Args:
-        given: (low, high) that the user chose, or None: for each type the widest that `decide` is shown first.
+        given: (low, high) that the user chose; None: for each type the widest that `decide` gets first.
     """
 
     def __init__(self, given=None):
@@ -65,7 +65,7 @@ class Scale:
         return self.given is not None or str(dtype) in self.ranges
 
     def decide(self, ranges):
-        """Takes (type, range) of some values, of types that are not known yet, and says what nobody could know."""
+        """Takes (type, range) of some values, for types that are not known yet, and prints unusual ranges."""
         found = {}
         for dtype, (low, high) in ranges:
             if not self.known(dtype):
@@ -78,7 +78,7 @@ class Scale:
                 print(f"{dtype} values: {note}", file=sys.stderr)
 
     def of(self, array, own):
-        """The range of an array whose `default_range` is `own`. ValueError where that does not go with the others."""
+        """The range of an array whose `default_range` is `own`. ValueError if that contradicts the others."""
         if self.given is not None:
             return self.given
         low, high = self.ranges.get(str(array.dtype), own)
@@ -88,8 +88,8 @@ class Scale:
             )
         if not self.known(array.dtype) and array.dtype.kind == "f" and (low, high) != (0, 1):
             raise ValueError(
-                f"floating values from {low:g} to {high:g} beside {' and '.join(self.ranges)}: what is black and white "
-                "in them cannot be known; give one --range for all, or floating values in [0, 1]"
+                f"floating values from {low:g} to {high:g} beside {' and '.join(self.ranges)}: their black and white "
+                "are unknown; give one --range for all, or floating values in [0, 1]"
             )
         return low, high
 
@@ -97,7 +97,7 @@ class Scale:
 class Stack:
     """Pairs of one size, in memory: two tensors (N, C, H, W) of any real dtype in [0, 255].
 
-    `places` (N, 3) has of each pair its scene, and its top and left in it; by default each is a scene.
+    `places` (N, 3): for each pair its scene and its top and left there; by default each is a scene.
     """
 
     def __init__(self, first, second, places=None):
@@ -175,7 +175,7 @@ class Reader:
 
 
 class Singles:
-    """Single noisy pictures as pairs: of each cell of 2 x 2 pixels one goes into the first image, a neighbour of it
+    """Single noisy pictures as pairs: one pixel of each 2 x 2 cell goes into the first image, a neighbour of it
     into the second (T. Huang et al., "Neighbor2Neighbor", CVPR 2021). `read(number)` gives (1, C, H, W) in [0, 255].
 
     Their regulariser, which undoes the blur that comes from neighbours not being alike, is left out: it needs a second
@@ -280,8 +280,8 @@ def split_folder(folder):
         return {path.name: [path] for path in scenes["."]}
     if "." in scenes:
         raise ValueError(
-            f"{folder} must have its pictures either in sub-folders, one for the versions of each scene, or all in "
-            f"itself, each a scene of its own; got {len(scenes['.'])} in itself and {len(scenes) - 1} sub-folders"
+            f"{folder} must have its pictures either in sub-folders, one per scene, or all directly in it, each a "
+            f"scene of its own; got {len(scenes['.'])} in itself and {len(scenes) - 1} sub-folders"
         )
     alone = [name for name, versions in scenes.items() if len(versions) < 2]
     if alone:
@@ -290,7 +290,7 @@ def split_folder(folder):
 
 
 def pair_folders(folders):
-    """Pictures with one name, whatever they end in, below at least two of the folders."""
+    """Pictures of the same name, whatever its ending, in at least two of the folders."""
     versions = {}
     for folder in folders:
         found = {}
@@ -327,7 +327,7 @@ def read_tensors(path, scale):
     if any(part.numel() and out_of_scale(part) for part in content):
         low, high = min(part.float().min() for part in content), max(part.float().max() for part in content)
         raise ValueError(
-            f"{path} has values in [{low:g}, {high:g}], and tensors are taken to be in [0, 255]; give theirs, such as "
+            f"{path} has values in [{low:g}, {high:g}], but tensors should be in [0, 255]; give their range, such as "
             "--range 0 1 or --range 0 65535"
         )
     return content
@@ -356,7 +356,7 @@ def pages(path):
                     f"{path} is an ImageJ stack of {frames} pictures in one; save it as one of {frames} pages"
                 )
             return len(tiff.pages)
-    except tifffile.TiffFileError:  # the name lies, or it is damaged: the decoder says which
+    except tifffile.TiffFileError:  # a wrong name or a damaged file: the decoder says which
         return 1
 
 
@@ -404,9 +404,9 @@ def as_images(array, path):
 
 
 def scaled(arrays, scale, clean=False):
-    """Arrays (N, C, H, W) of one type as tensors in [0, 255], by one range for all; of `clean` ones the last decides.
+    """Arrays (N, C, H, W) of one type as tensors in [0, 255], by one range for all; if `clean`, the last decides it.
 
-    Bytes stay bytes where their range is 0 to 255.
+    uint8 stays uint8 if its range is 0 to 255.
     """
     numpy = need_numpy()
     for other in arrays[1:]:
@@ -425,8 +425,8 @@ def scaled(arrays, scale, clean=False):
 def blocks(pairs, side, count, overlap=1, seed=0):
     """Up to `count` random squares of up to `side` pixels a side from the pairs, spread evenly over them.
 
-    Returns two float32 (M, C, s, s), of images with as many channels as the first; s is less than `side` where that
-    image is smaller. They lie on a grid, `overlap` times as dense as they are large. One pair at a time is in memory.
+    Returns two float32 (M, C, s, s), of images with as many channels as the first; s is less than `side` if that
+    image is smaller. Squares lie on a grid with a step of s / `overlap`. Only one pair at a time is in memory.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(pairs), generator=generator)[:count].tolist()

@@ -5,7 +5,7 @@ import sys
 
 
 class Bar:
-    """Counts whole things by `next`, and parts of the one at hand by `part`; prints lines around itself."""
+    """Counts items by `next`, and parts of the current one by `part`; prints lines above itself."""
 
     def __init__(self, bar=None):
         self.bar, self.done = bar, 0

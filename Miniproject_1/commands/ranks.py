@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 -m Miniproject_1 train first/ second/ -o mine.pth
 
-All processes draw the same batches and hold the same weights. Gradients are summed over the processes, so that a step
-is the same as in one process, but for rounding.
+All processes draw the same batches and hold the same weights. Gradients are summed over the processes, so a step is
+the same as in one process, except for rounding.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ LONGEST_WAIT = datetime.timedelta(hours=6)  # of the others, while the first pro
 
 @contextlib.contextmanager
 def process_group(device=None):
-    """Joins the other processes, where `torchrun` started some; gives the device that this one computes on.
+    """Joins the other processes, if `torchrun` started any; yields the device that this one computes on.
 
-    Without a device given, each process has a GPU of its own, or all of them the CPU.
+    By default each process has a GPU of its own, or all of them use the CPU.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device

@@ -1,4 +1,4 @@
-"""One HTML page to compare pictures before and after: all in one file, and nothing is asked of any other place."""
+"""One HTML page to compare pictures before and after: self-contained, it loads nothing from elsewhere."""
 
 import base64
 import contextlib
@@ -32,7 +32,7 @@ input { flex: 1 1 12rem; }
 button[aria-pressed=true] { font-weight: bold; }
 </style>
 <h1>Before and after</h1>
-<p>Move the slider, or drag in a picture. The numbers enlarge it to so many screen pixels for each of its own.</p>
+<p>Move the slider, or drag in a picture. The numbers are zoom levels: screen pixels per pixel of the picture.</p>
 """
 
 FIGURE = """<figure>

@@ -1,4 +1,4 @@
-"""Learns to denoise from pairs of noisy pictures of the same scenes; no clean picture is needed.
+"""Trains on pairs of noisy pictures of the same scenes; no clean picture is needed.
 
     noise2noise train first/ second/ -o mine.pth --minutes 30 --start photo
     noise2noise train train_data.pkl -o mine.pth --epochs 10 --validate val_data.pkl
@@ -6,32 +6,32 @@
     noise2noise train scenes/ -o mine.pth                   # scenes/1/*.png: versions of one scene; scenes/2/*.png ...
     noise2noise train pictures/ -o mine.pth                 # pictures/*.png: single ones, each a scene of its own
 
-Of k versions of a scene each is paired with the next, and the last with the first: k pairs; two are one pair. Memory
+Each of k versions of a scene is paired with the next, and the last with the first: k pairs; two make one pair. Memory
 and time grow with k, not with its square.
 
-Single pictures become pairs of half the size: of each cell of 2 x 2 pixels one goes into the first image, a neighbour
-into the second (Huang et al., "Neighbor2Neighbor", CVPR 2021, without its regulariser). That needs noise that is
-independent between pixels, which most files of cameras do not have; others are refused, unless --no-inspect is given.
-Pairs give better results, where there are any.
+Single pictures become pairs of half the size: one pixel of each 2 x 2 cell goes into the first image, a neighbour
+into the second (Huang et al., "Neighbor2Neighbor", CVPR 2021, without its regulariser). The noise must be independent
+between pixels, which it is not in most camera files; these are refused, unless --no-inspect is given. Use real pairs
+if you have any: the results are better.
 
-Pictures are cut into squares of 128 pixels; one of 20, of at most 128, is not learnt from, in none of its versions, nor
-is what overlaps with it. After each epoch these say where training stands. Their loss is the mean squared difference of
-the prediction and the other noisy picture. Its floor is the noise of that picture, half the mean squared difference of
-the pairs, and what is left is the error against the clean pictures that nobody has: so the dB are known without them.
+Pictures are cut into squares of 128 pixels. One in 20, at most 128 in all, is held out in all its versions, with all
+that overlaps it. After each epoch these squares measure the progress. Their loss is the mean squared difference of
+the prediction and the other noisy picture. Its floor is that picture's noise variance, half the mean squared
+difference of the pairs; the rest is the error against the unknown clean pictures, so the dB are known without them.
 
 --loss l2 removes noise whose mean is 0; l1 noise whose median is 0, such as text over less than half of a picture; l0
-noise whose mode is 0: random values in more than half of the pixels, with much material and long training (a short one
-does worse than l2), and never text or lines of one colour, which become the mode themselves. These two have no floor,
-nor have single pictures, whose neighbours differ: what is said instead is the same difference between the noisy
-pictures themselves, for l1 the mean absolute one, for l0 the share of values more than 10 of 255 apart. --validate
-tells the dB then.
+noise whose mode is 0: random values in more than half of the pixels, given many pictures and long training (if short,
+l2 does better), but not text or lines of one colour, which become the mode themselves. There is no floor for l1 and
+l0, nor for single pictures, whose neighbours differ. The same difference between the noisy pictures is printed
+instead: for l1 the mean absolute one, for l0 the share of values more than 10 of 255 apart. Use --validate for the
+dB then.
 
-On several GPUs, each computes a part of every batch, with the same result but for rounding:
+On several GPUs, each computes part of every batch; the result is the same except for rounding:
 
     torchrun --nproc-per-node 2 -m Miniproject_1 train first/ second/ -o mine.pth
 
 WEIGHTS always holds the averaged weights of the last epoch. WEIGHTS.checkpoint, removed at the end, holds all that
---resume needs to go on as if nothing had happened, to the last bit on the same machine.
+--resume needs to continue as if uninterrupted, to the last bit on the same machine.
 """
 
 import copy
@@ -77,12 +77,12 @@ from Miniproject_1.model import (
 from Miniproject_1.others.data import check_writable, read_checkpoint
 
 SQUARE = 128  # pixels a side: large pictures are cut into such squares
-HELD_SHARE, HELD_MOST = 20, 128  # one square of so many, and at most so many, are not learnt from
+HELD_SHARE, HELD_MOST = 20, 128  # one in so many squares is held out, at most so many in all
 TIMED = 20  # steps whose time tells how many fit into --minutes
-CHECKPOINT_SECONDS = 300  # between two checkpoints, at most, beside those after each epoch
+CHECKPOINT_SECONDS = 300  # at most, between two checkpoints; also one after each epoch
 VALIDATED = 100  # pictures, at most
 SINGLES_LOOKED_AT = 20  # single pictures, at most, whose noise is measured
-APART = 10  # grey values: farther ones count in what is said of the loss l0
+APART = 10  # grey values: larger differences count for the loss l0
 
 
 def add_arguments(parser):
@@ -91,20 +91,20 @@ def add_arguments(parser):
     add_common_range(parser)
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
-        "--epochs", type=int, help="passes over the pairs (default: 1, for fresh weights up to 20 over few)"
+        "--epochs", type=int, help="passes over the pairs (default: 1; up to 20 for fresh weights, few pairs)"
     )
-    length.add_argument("--minutes", type=float, help="about so long, by the time that the first steps take")
+    length.add_argument("--minutes", type=float, help="train for about so long, judged by the first steps")
     parser.add_argument(
         "--start", metavar="photo|course|FILE", help=f"weights to begin with (default: fresh). {PURPOSES}"
     )
     parser.add_argument("--loss", choices=LOSSES, default="l2", help="what is learnt: mean, median or mode; see above")
-    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run of the same command was")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run of the same command")
     parser.add_argument("--validate", type=Path, nargs="+", metavar=("NOISY", "CLEAN"), help="also PSNR: " + PAIRS_HELP)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the curve: .png or .svg; needs matplotlib")
-    parser.add_argument("--seed", type=int, default=0, help="of the first weights and all random draws (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="for initial weights and all random draws (default: 0)")
     parser.add_argument("--force", action="store_true", help="overwrite WEIGHTS and its checkpoint; never an input")
-    parser.add_argument("--no-inspect", action="store_true", help="do not look at the pictures first; refuse none")
-    parser.add_argument("--quiet", action="store_true", help="say nothing but warnings and errors")
+    parser.add_argument("--no-inspect", action="store_true", help="do not check the pictures first; refuse none")
+    parser.add_argument("--quiet", action="store_true", help="print only warnings and errors")
     add_device(parser)
     add_limit(parser)
 
@@ -115,7 +115,7 @@ def add_arguments(parser):
 def squares(pairs):
     """All pairs as one `Stack` of equal squares; pairs in memory stay as they are.
 
-    Squares lie side by side, the last ones of a row or column back within the picture. Whole values are kept as uint8.
+    Squares lie side by side; the last of a row or column is moved back inside. Integer values are kept as uint8.
     """
     if isinstance(pairs, Stack):
         return pairs
@@ -150,9 +150,9 @@ def compact(values):
 
 
 def held_out(stack, seed):
-    """Two `Stack`s: what is learnt from, and what is not; with few squares the latter is learnt from, too.
+    """The training and the held-out `Stack`, and whether the latter is unseen: with few squares it is not.
 
-    Squares are held out by their place: all pairs of versions of one, and what overlaps with it is not learnt from.
+    Squares are held out by place: with all pairs of their versions, and with all that overlaps them.
     """
     places, numbers = stack.places.unique(dim=0, return_inverse=True)
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
@@ -175,7 +175,7 @@ def evenly(stack):
 
 
 class Run:
-    """A training that stops and goes on: its steps, its place in the epoch, and its checkpoint."""
+    """A training that can be resumed: its steps, its place in the epoch, and its checkpoint."""
 
     KEPT = ("steps", "place", "epoch", "start", "batch_size", "peak", "curve")
 
@@ -196,7 +196,7 @@ class Run:
         self.steps = max(1, round(epochs * self.steps_an_epoch))
 
     def plan_minutes(self, minutes):
-        """As many steps as fit into the time, by the median of a few, which are undone."""
+        """As many steps as fit into the time, by the median of a trial that is undone."""
         self.plan(1e9)
         before = copy.deepcopy(self.training.state_dict())
         times = [time.monotonic()]
@@ -259,7 +259,7 @@ DIFFERENCES = {  # of two images in [0, 255], for each loss
 
 
 def standing(model, held):
-    """Difference of predictions and the other noisy image, and of the two noisy images, in the sense of the loss.
+    """Difference of predictions and the other noisy image, and of the two noisy images, as in DIFFERENCES.
 
     Each image of a pair is predicted and compared with the other one, so that half the mean squared difference of the
     noisy ones is the floor of the loss for noise of unequal levels, too.
@@ -295,7 +295,7 @@ def in_words(figures, run, unseen, seconds):
     line = f"epoch {run.epoch} of {math.ceil(run.steps / run.steps_an_epoch)}: "
     line += f"training loss {figures['training loss']:.5f}; {'held-out' if unseen else 'same'} pairs: "
     if "floor" in figures:
-        left = f"{figures['dB']:.2f} dB" if "dB" in figures else "more dB than can be told"
+        left = f"{figures['dB']:.2f} dB" if "dB" in figures else "too many dB to measure"
         line += f"loss {figures['loss']:.5f}, floor {figures['floor']:.5f}, so {left}"
     else:
         what = {"l2": "loss", "l1": "mean difference", "l0": f"share more than {APART} of 255 apart"}
@@ -344,7 +344,7 @@ def train(options):
     validation = open_validation(options, scale) if options.validate else None  # with the scale that training decided
     training = Run(make_model(options, learnt.first.shape[1]), learnt, options.seed)
     if validation:
-        validate(training.model, validation, 1)  # what does not fit is told now, not after an epoch
+        validate(training.model, validation, 1)  # mismatches raise now, not after an epoch
     key = f"{tuple(learnt.first.shape)}, seed {options.seed}, start {options.start}, length {length(options)}"
     key += f", loss {options.loss}, values {checksum(learnt)}"
     if options.resume:
@@ -369,7 +369,7 @@ def train(options):
 
 
 def checksum(stack):
-    """Tells pictures and their scale from others: sums of their values."""
+    """Identifies pictures and their scale, by the sums of their values."""
     return " and ".join(f"{images.sum(dtype=torch.float64).item():.6g}" for images in (stack.first, stack.second))
 
 
@@ -378,7 +378,7 @@ def check_files(options, checkpoint):
     if options.epochs is not None and options.epochs < 1:
         raise ValueError(f"--epochs takes at least 1; got {options.epochs}")
     if options.minutes is not None and not 0 < options.minutes < math.inf:
-        raise ValueError(f"--minutes takes a number of more than 0, no infinity; got {options.minutes:g}")
+        raise ValueError(f"--minutes takes a finite number above 0; got {options.minutes:g}")
     outputs = {"the weights": options.out, "the checkpoint": checkpoint, "the plot": options.plot}
     check_outputs(outputs.items(), [*options.sources, *(options.validate or [])])
     if options.plot:
@@ -407,7 +407,7 @@ def length(options):
 
 
 def warn(pairs, options):
-    """Says what `inspect` finds; what is not fine is said even when quiet."""
+    """Prints what `inspect` finds; if quiet, only what is not fine."""
     findings = inspect_pairs(pairs, try_weights=False)
     say([f for f in findings if f.verdict != FINE or not options.quiet], file=sys.stderr)
     if not fit(findings):
@@ -416,7 +416,7 @@ def warn(pairs, options):
 
 
 def look_at_singles(singles, options):
-    """Says whether neighbouring pixels make pairs; ValueError where they do not."""
+    """Prints whether neighbouring pixels make pairs; ValueError if they do not."""
     numbers = range(0, len(singles.names), -(-len(singles.names) // SINGLES_LOOKED_AT))
     finding = on_single(map(singles.read, numbers))
     if finding.verdict == BAD:
@@ -437,10 +437,10 @@ def make_model(options, channels):
 
 
 def check_losses(training):
-    """RuntimeError where a loss of the epoch is not finite: no later step makes up for that."""
+    """RuntimeError if a loss of the epoch is not finite: no later step can repair that."""
     if not torch.stack(training.losses).isfinite().all():
         raise RuntimeError(
-            "the training loss is no longer finite; WEIGHTS and its checkpoint, where there are any, are from before"
+            "the training loss is no longer finite; WEIGHTS and its checkpoint, if they exist, are from before"
         )
 
 

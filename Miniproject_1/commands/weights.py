@@ -1,4 +1,4 @@
-"""Which weights a command uses, and pictures through them."""
+"""The weights of a command, and predictions with them."""
 
 from pathlib import Path
 
@@ -48,8 +48,8 @@ def load_model(name, device=None, precision=None):
 def predict_colours(model, noisy, space, ensemble=None):
     """Predicts a picture of any colour space: (1, C, H, W) in [0, 255] -> the same.
 
-    A model of three channels takes grey as three equal ones, whose mean comes back, and the inks of CMYK as the
-    negatives of red, green, blue and grey. A model of one channel takes every channel for itself.
+    A model of three channels takes grey as three equal channels and returns their mean; it takes the inks of CMYK as
+    negatives of red, green, blue and grey. A model of one channel takes each by itself.
     """
     channels, taken = noisy.shape[1], model.in_channels
     if channels == taken:

@@ -195,9 +195,9 @@ def test_what_cannot_be_written_is_told_before_training(files, capsys, monkeypat
     ("more", "reason"),
     [
         (("--epochs", "0"), "at least 1"),
-        (("--minutes", "-1"), "more than 0"),
-        (("--minutes", "inf"), "more than 0, no infinity; got inf"),
-        (("--minutes", "nan"), "more than 0, no infinity; got nan"),
+        (("--minutes", "-1"), "finite number above 0"),
+        (("--minutes", "inf"), "finite number above 0; got inf"),
+        (("--minutes", "nan"), "finite number above 0; got nan"),
     ],
 )
 def test_wrong_lengths(files, more, reason, capsys):

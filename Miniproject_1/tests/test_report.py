@@ -193,10 +193,11 @@ def test_spread():
     assert records.spread([-0.101, -0.103], sign="+") == "\N{MINUS SIGN}0.10 ± 0.001"
 
 
-def test_verdict_needs_more_than_two_standard_errors():
-    assert records.verdict([0.10, 0.11]) == "better"
+def test_verdict_is_that_of_students_t_test():
+    assert records.verdict([0.10, 0.11, 0.10]) == "better"
     assert records.verdict([-0.10, -0.11]) == "worse"
-    assert records.verdict([0.01, 0.07]) == "no clear difference"
+    assert records.verdict([0.10, 0.12]) == "no clear difference"  # t = 11, of the 12.71 that it takes
+    assert records.verdict([0.01, 0.07, 0.03]) == "no clear difference"
 
 
 def test_table_stands_between_the_markers():
