@@ -82,11 +82,12 @@ class Recipe:
     def __post_init__(self):
         if self.loss not in LOSSES:
             raise ValueError(f"Recipe needs a loss of {', '.join(LOSSES)}; got {self}")
-        whole_number(self.batch_size, "batch_size", 1)
+        for name, least in (("batch_size", 1), ("min_steps", 0), ("min_pairs", 0)):
+            whole_number(getattr(self, name), name, least)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"Recipe needs an ema_decay in [0, 1); got {self}")
-        if not (self.muon_lr >= 0 and self.adam_lr >= 0):  # NaN is neither
-            raise ValueError(f"Recipe needs rates of at least 0; got {self}")
+        if not (0 <= self.muon_lr < math.inf and 0 <= self.adam_lr < math.inf):  # NaN is neither
+            raise ValueError(f"Recipe needs finite rates of at least 0; got {self}")
         if self.variance_floor is not None and not self.variance_floor > 0:
             raise ValueError(f"Recipe needs a variance_floor above 0, or None; got {self}")
         if self.adam_lr == 0 < self.muon_lr:
@@ -717,7 +718,7 @@ def augment(noisy_a, noisy_b, recipe, generator):
 
 def flip_and_transpose(noisy_a, noisy_b, generator, transpose=True):
     """The same random symmetries for both images of each pair: a quarter of the batch gets each flip."""
-    transpose = transpose and torch.rand((), generator=generator, device="cpu").item() < 0.5
+    transpose = transpose and bool(random_mask((), torch.device("cpu"), generator))
     first = int(torch.randint(4, (), generator=generator, device="cpu"))
     elements = D4[4:] if transpose else D4[:4]
     return tuple(
@@ -728,7 +729,8 @@ def flip_and_transpose(noisy_a, noisy_b, generator, transpose=True):
 
 def random_mask(shape, device, generator):
     """True with probability 1/2, bool of the given shape: drawn on the CPU, the same for any device."""
-    return to_device(torch.rand(shape, generator=generator, device="cpu") < 0.5, device)
+    draws = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return to_device(draws < 0.5, device)
 
 
 def swap_pixels(noisy_a, noisy_b, generator):
@@ -923,8 +925,17 @@ def default_device():
             torch.ones(1, device="cuda").add_(1).item()
             return torch.device("cuda")
         except RuntimeError as error:
-            warnings.warn(f"computing on the CPU, as this torch has no kernel for the GPU: {error}", stacklevel=3)
+            warnings.warn(f"computing on the CPU, as this torch has no kernel for the GPU: {error}", stacklevel=4)
     return torch.device("cpu")
+
+
+def usable_device(device):
+    """The `torch.device` that is asked for. ValueError if nothing can be computed on it."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # of a torch without CUDA, and of a missing GPU
+        raise ValueError(f"device {str(device)!r} cannot be used here: {error}") from error
+    return torch.device(device)
 
 
 def autocast(device, precision):
@@ -978,6 +989,8 @@ def check_images(images, in_channels, name):
     """Raises TypeError or ValueError unless `images` are finite real numbers (N, in_channels, H, W), at least one."""
     if not isinstance(images, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor (N, C, H, W); got {type(images).__name__}")
+    if images.layout != torch.strided or images.is_meta:
+        raise TypeError(f"{name} must be a dense tensor with values; got {images.layout} on {images.device}")
     if images.dtype == torch.bool or images.is_complex():
         raise TypeError(f"{name} must hold real numbers in [0, 255], uint8 or floating; got {images.dtype}")
     if images.ndim != 4:
@@ -1090,9 +1103,7 @@ def read_weights(path):
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # damaged files make torch.load raise half a dozen kinds
-        raise ValueError(
-            f"{path.name} is not a readable weights file: damaged, or of another kind ({error})"
-        ) from error
+        raise ValueError(f"{path.name} is not a readable weights file: it is damaged, or of another kind") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path.name} is not a weights file of this module: expected the format {FORMAT!r}")
     return content
@@ -1112,9 +1123,10 @@ def blending_weights(start, size):
     The weights of two overlapping tiles sum to 1; within MARGIN of an edge inside the image they are 0.
     """
     length = min(TILE, size - start)
-    ramp = ((torch.arange(length, device="cpu") - MARGIN + 1) / (OVERLAP - 2 * MARGIN + 1)).clamp(0, 1)
-    rising = ramp if start > 0 else torch.ones(length, device="cpu")
-    falling = ramp.flip(0) if start + length < size else torch.ones(length, device="cpu")
+    rows = torch.arange(length, dtype=torch.float32, device="cpu")
+    ramp = ((rows - MARGIN + 1) / (OVERLAP - 2 * MARGIN + 1)).clamp(0, 1)
+    rising = ramp if start > 0 else torch.ones_like(ramp)
+    falling = ramp.flip(0) if start + length < size else torch.ones_like(ramp)
     return rising * falling
 
 
@@ -1149,7 +1161,7 @@ class Model:
     ):
         if network not in NETWORKS:
             raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {network!r}")
-        self.device = default_device() if device is None else torch.device(device)
+        self.device = default_device() if device is None else usable_device(device)
         autocast(self.device, precision)  # ValueError now, not after the work
         if not isinstance(recipe, Recipe | None):
             raise TypeError(f"recipe must be a Recipe or None; got {type(recipe).__name__}")
@@ -1271,8 +1283,9 @@ class Model:
 
         Args:
             images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Another scale gives
-                a warning. Images larger than 768 pixels a side are predicted in overlapping tiles, which bounds the
-                memory needed. Those less than 4 pixels high or wide are only clipped.
+                a warning, and values are clipped to [-255, 510]. Images larger than 768 pixels a side are predicted in
+                overlapping tiles, which bounds the memory needed. Those less than 4 pixels high or wide are only
+                clipped.
             ensemble: True averages the predictions of several views of each image; see `views`. False predicts once;
                 None averages only up to 64 x 64.
 
@@ -1334,7 +1347,7 @@ class Model:
         for top in tile_starts(height):
             for left in tile_starts(width):
                 tile = (..., slice(top, top + TILE), slice(left, left + TILE))
-                noisy = to_device(images[tile], self.device).float() / 255
+                noisy = (to_device(images[tile], self.device).float() / 255).clamp(-1, 2)
                 weights = blending_weights(top, height)[:, None] * blending_weights(left, width)
                 result[tile] += (self._denoise(noisy, views) * weights.to(self.device)).to(images.device)
         return (result * 255).clamp(0, 255)

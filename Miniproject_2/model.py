@@ -108,8 +108,8 @@ class Recipe:
             raise ValueError(f"optimiser must be 'muon', 'adam' or 'sgd'; got {self.optimiser!r}")
         if self.lr is None:
             object.__setattr__(self, "lr", RATES[self.optimiser])
-        for name in ("batch_size", "min_batch_size", "min_steps"):
-            whole_number(getattr(self, name), name, 1)
+        for name, least in (("batch_size", 1), ("min_batch_size", 1), ("min_steps", 1), ("min_pairs", 0)):
+            whole_number(getattr(self, name), name, least)
         if not self.lr >= 0 or not 0 <= self.ema_share <= 1:
             raise ValueError(f"Recipe needs an lr >= 0 and an ema_share in [0, 1]; got {self}")
 
@@ -178,6 +178,14 @@ def default_device():
     except Exception:  # AssertionError without CUDA in this torch, RuntimeError of many kinds with it
         return "cpu"
     return "cuda"
+
+
+def usable_device(device):
+    """The `torch.device` that is asked for. ValueError if nothing can be computed on it."""
+    try:
+        return empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:  # of a torch without CUDA, and of a missing GPU
+        raise ValueError(f"device {str(device)!r} cannot be used here: {error}") from error
 
 
 @functools.cache
@@ -1460,6 +1468,8 @@ def check_images(images, in_channels, name):
     """Raises TypeError or ValueError unless `images` are finite real numbers (N, in_channels, H, W), at least one."""
     if not isinstance(images, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor (N, C, H, W); got {type(images).__name__}")
+    if str(images.layout) != "torch.strided" or images.is_meta:
+        raise TypeError(f"{name} must be a dense tensor with values; got {images.layout} on {images.device}")
     if str(images.dtype) == "torch.bool" or images.is_complex():
         raise TypeError(f"{name} must hold real numbers in [0, 255], uint8 or floating; got {images.dtype}")
     if images.ndim != 4:
@@ -1609,7 +1619,7 @@ class Model:
     """
 
     def __init__(self, *, recipe=None, seed=0, device=None, precision=None, **sizes):
-        self.device = empty(0, device=default_device() if device is None else device).device
+        self.device = usable_device(default_device() if device is None else device)
         if not isinstance(recipe, Recipe | None):
             raise TypeError(f"recipe must be a Recipe or None; got {type(recipe).__name__}")
         self.recipe, self.seed, self.pairs_seen = recipe or Recipe(), whole_number(seed, "seed", 0), 0

@@ -429,6 +429,8 @@ def test_every_setting_of_the_recipe_counts(change):
         {"ema_decay": 1.0},
         {"muon_lr": -1e-3},
         {"muon_lr": math.nan},
+        {"muon_lr": math.inf},
+        {"min_steps": -1},
         {"adam_lr": 0},
         {"variance_floor": -1.0},
         {"loss": "l3"},
@@ -630,9 +632,41 @@ def test_default_dtype_of_the_caller_does_not_matter(trained):
     try:
         assert trained.predict(images).dtype == torch.float32
         torch.testing.assert_close(trained.predict(images), expected)
-        Model(width=8).train(images, images, 1)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_training_does_not_depend_on_the_default_dtype(dtype):
+    pairs = noisy_versions(smooth_images(20))
+
+    def learnt():
+        model = Model(width=8, seed=3)
+        model.train(*pairs, 1)
+        return weights(model)
+
+    expected, ramp = learnt(), project.blending_weights(640, 900)
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(learnt(), expected)
+        assert torch.equal(project.blending_weights(640, 900), ramp)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_value_out_of_all_proportion_does_no_harm_far_away(trained):
+    images = torch.full((1, 3, 64, 64), 100.0)
+    expected = trained.predict(images, ensemble=False)
+    images[0, 1, 3, 3] = 1e30
+    with pytest.warns(UserWarning, match=r"\[0, 255\]"):
+        found = trained.predict(images, ensemble=False)
+    assert found.isfinite().all() and (found - expected)[..., 32:, 32:].abs().max() < 8
+
+
+def test_a_device_that_is_not_there_is_an_error():
+    for device in ("cuda:77", "banana"):
+        with pytest.raises(ValueError, match=f"device '{device}' cannot be used here"):
+            Model(width=8, device=device)
 
 
 def test_other_numbers_of_channels():
@@ -772,6 +806,8 @@ GOOD = torch.zeros(2, 3, 4, 4)
         ([[1.0]], TypeError, "torch.Tensor"),
         (GOOD.bool(), TypeError, "real numbers"),
         (GOOD.to(torch.complex64), TypeError, "real numbers"),
+        (GOOD.to_sparse(), TypeError, "dense tensor with values; got torch.sparse_coo"),
+        (GOOD.to("meta"), TypeError, "got torch.strided on meta"),
         (GOOD[0], ValueError, r"images\[None\]"),
         (GOOD[:, :1], ValueError, "3 channels"),
         (GOOD[:0], ValueError, "at least one"),

@@ -357,6 +357,12 @@ def test_the_default_device_is_a_gpu_that_runs_a_kernel(monkeypatch, runs):
     assert isinstance(small(device="cpu").device, torch.device)
 
 
+def test_a_device_that_is_not_there_is_an_error():
+    for device in ("cuda:77", "banana"):
+        with pytest.raises(ValueError, match=f"device '{device}' cannot be used here"):
+            small(device=device)
+
+
 # training
 
 
@@ -883,6 +889,8 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
         (torch.ones(1, 3, 0, 8), ValueError, "at least one image of one pixel"),
         (torch.ones(1, 3, 8, 8, dtype=torch.bool), TypeError, "real numbers"),
         (torch.ones(1, 3, 8, 8, dtype=torch.complex64), TypeError, "real numbers"),
+        (torch.ones(1, 3, 8, 8).to_sparse(), TypeError, "dense tensor with values; got torch.sparse_coo"),
+        (torch.ones(1, 3, 8, 8, device="meta"), TypeError, "got torch.strided on meta"),
         (torch.full((1, 3, 8, 8), float("nan")), ValueError, "finite"),
         (torch.full((1, 3, 8, 8), float("inf")), ValueError, "finite"),
     ],
