@@ -9,6 +9,7 @@ pixel is one picture pixel, drawn at random from its cell; the clean image is th
 are two independent draws. No picture is resized before it is sampled: that would remove most of the noise.
 
 `train_data.pkl` holds `(noisy_1, noisy_2)`, `val_data.pkl` holds `(noisy, clean)`: uint8 tensors (N, 3, 32, 32).
+Files that exist are overwritten only with `--force`; the folder of `--data` is never written to.
 
 Shapes: N pairs, C = 3 channels, H W picture, S = 32 cells a side.
 
@@ -541,10 +542,12 @@ def save_data(folder, train, validation):
             save_atomically(tuple(tensor.contiguous() for tensor in tensors), folder / name)
 
 
-def check_folder(folder):
-    """Raises ValueError unless `save_data` can write to the folder."""
-    for name in (TRAIN, VALIDATION):
-        check_writable(Path(folder) / name)
+def check_folder(folder, names=(TRAIN, VALIDATION), force=True):
+    """Raises ValueError unless `save_data` can write the files; FileExistsError if one is there, unless `force`."""
+    for path in (Path(folder) / name for name in names):
+        check_writable(path)
+        if os.path.lexists(path) and not force:
+            raise FileExistsError(f"{path} exists; --force overwrites")
 
 
 def check_writable(path):
@@ -656,8 +659,19 @@ def parse_arguments(arguments=None):
     noise.add_argument("--level", type=float, help="standard deviation, photons at white, or share of the pixels")
     for command in (photos, scenes, noise):
         command.add_argument("--out", type=Path, required=True, help="folder to write to")
+        command.add_argument("--force", action="store_true", help="overwrite files that exist")
         command.add_argument("--seed", type=count, default=0, help="of all random draws (default 0)")
     return parser.parse_args(arguments)
+
+
+def check_out(options):
+    """Raises ValueError or FileExistsError unless the command may write all files that it makes."""
+    names = [TRAIN, VALIDATION]
+    if options.command != "noise":
+        names = [name for name, size in zip(names, (options.pairs, options.validation), strict=True) if size]
+    elif os.path.realpath(options.data) == os.path.realpath(options.out):
+        raise ValueError("--data and --out are one folder, whose files would be overwritten; choose another")
+    check_folder(options.out, names, options.force)
 
 
 def make_data(options):
@@ -686,7 +700,7 @@ def with_noise(folder, kind, level, seed):
 def main(arguments=None):
     options = parse_arguments(arguments)
     with plain_errors("data.py"):
-        check_folder(options.out)
+        check_out(options)
         train, validation = make_data(options)
         save_data(options.out, train, validation)
         if train is not None:

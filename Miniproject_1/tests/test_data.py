@@ -161,6 +161,8 @@ def test_scene_command_writes_the_course_format(tmp_path):
 def test_default_data_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "DEFAULT_PAIRS", 20)
     monkeypatch.setattr(data, "DEFAULT_VALIDATION", 20)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "val_data.pkl").touch()  # all that an earlier run has left
     folder = data.default_data(tmp_path / "cache")
     before = (folder / "train_data.pkl").stat().st_mtime_ns
     monkeypatch.setattr(data, "from_scenes", None)
@@ -397,6 +399,29 @@ def test_places_that_cannot_be_written_are_told_before_the_work(command, tmp_pat
         with pytest.raises(SystemExit, match=r"data\.py: .*cannot be written"):
             data.main([*command, "--out", str(tmp_path / place)])
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_files_that_exist_are_overwritten_only_by_force(course_data, monkeypatch):
+    images = 2 * (torch.zeros(1, 3, 32, 32, dtype=torch.uint8),)
+    monkeypatch.setattr(data, "from_scenes", stop)
+    command, path = ["scenes", "--out", str(course_data)], course_data / "val_data.pkl"
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match=r"data\.py: .*val_data\.pkl exists; --force overwrites"):
+        data.main(command)
+    monkeypatch.setattr(data, "from_scenes", lambda pairs, validation, *_: (images, images if validation else None))
+    data.main([*command, "--validation", "0"])  # leaves that file alone
+    assert path.read_bytes() == before
+    data.main([*command, "--force"])
+    assert len(data.read_pairs(path)[0]) == 1
+
+
+@posix
+def test_the_folder_that_is_read_is_never_written_to(course_data, tmp_path):
+    (tmp_path / "link").symlink_to(course_data)
+    for force in ([], ["--force"]):
+        with pytest.raises(SystemExit, match="--data and --out are one folder"):
+            data.main(["noise", "gaussian", "--data", str(course_data), "--out", str(tmp_path / "link"), *force])
+    assert [path.name for path in course_data.iterdir()] == ["val_data.pkl"]
 
 
 def test_asking_for_nothing_is_refused(tmp_path):
