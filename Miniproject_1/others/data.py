@@ -27,6 +27,7 @@ import math
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -47,7 +48,8 @@ DEFAULT_PAIRS, DEFAULT_VALIDATION, DEFAULT_SEED = 4000, 1000, 0  # of the data t
 CACHE = ROOT / ".cache" / "default_data"
 USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "noise2noise", "default_data")
 
-PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+PHOTO_ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+LEFT_OUT = 5  # at most so many kinds of files that are left out are named
 PHOTO_THREADS = 4  # each holds a photo of any size, so there are as many on a machine of 100 cores
 WINDOWS_WORKERS = 61  # Windows waits for 63 handles at most; two are the pool's own
 
@@ -200,17 +202,21 @@ def _shuffled(parts, seed):
 def photo_files(folder):
     """The photographs below a folder, by their endings, sorted, each file once; links are followed.
 
-    Matches that are not regular files are named on stderr: reading a pipe would never end. ValueError if there is no
-    photo.
+    Hidden files and folders, whose names start with a dot, and the previews in folders called @eaDir do not count. How
+    many other files are left out is said on stderr, where photos that are not regular files are named: reading a pipe
+    would never end. ValueError if there is no photo.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"photos are read from a folder; {str(folder)!r} is not one")
-    files = {}
-    for path in sorted(path for path in _files_below(folder) if path.suffix.lower() in PHOTO_ENDINGS):
-        if path.is_file():
+    files, others = {}, []
+    for path in sorted(_files_below(folder)):
+        if path.suffix.lower() not in PHOTO_ENDINGS:
+            others.append(path)
+        elif path.is_file():
             files.setdefault(os.path.realpath(path), path)
         else:
             tell(f"skipped: {path} is not a regular file")
+    say_left_out(folder, others)
     if not files:
         endings = ", ".join(sorted(PHOTO_ENDINGS))
         raise ValueError(f"no photo in {str(folder)!r}: expected files ending in {endings}")
@@ -218,7 +224,7 @@ def photo_files(folder):
 
 
 def _files_below(folder):
-    """Every file below a folder. Folders that are links are entered, each folder once: links may make circles."""
+    """The files that `photo_files` looks at. Linked folders are entered, each once: links may make circles."""
 
     def skipped(error):
         tell(f"skipped: {error.filename}: {error.strerror}")
@@ -230,8 +236,18 @@ def _files_below(folder):
             folders.clear()
             continue
         entered.add(real)
-        folders.sort()  # in place: the order in which `walk` goes on
-        yield from (Path(parent, name) for name in files)
+        # in place: where, and in which order, `walk` goes on
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "@eaDir")
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+
+def say_left_out(folder, others):
+    """One line about the files of a folder that are taken for no photos, by their endings."""
+    if others:
+        counts = Counter(path.suffix.lower() or "without ending" for path in others).most_common()
+        kinds = [f"{number} {ending}" for ending, number in counts[:LEFT_OUT]] + ["others"] * (len(counts) > LEFT_OUT)
+        files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
+        tell(f"{folder}: {files} left out ({', '.join(kinds)}); read are {', '.join(sorted(PHOTO_ENDINGS))}")
 
 
 def load_photo(path):

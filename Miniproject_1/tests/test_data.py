@@ -348,6 +348,15 @@ def test_what_is_no_regular_file_is_named_and_not_opened(tmp_path, capsys):
     assert all(name in errors for name in ("pipe.png", "nowhere.png", "itself.png"))
 
 
+def test_hidden_files_do_not_count_and_others_are_told_by_ending(tmp_path, capsys):
+    names = ("one.jpg", "two.JFIF", "IMG_1.HEIC", "IMG_2.heic", "README", ".own.jpg", ".trash/a.jpg", "b/@eaDir/c.jpg")
+    for path in (tmp_path / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert data.photo_files(tmp_path) == [tmp_path / "one.jpg", tmp_path / "two.JFIF"]
+    assert "3 files are left out (2 .heic, 1 without ending); read are .bmp, .jfif" in capsys.readouterr().err
+
+
 def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.png").write_text("a")
     (tmp_path / "closed").mkdir()
