@@ -178,7 +178,7 @@ def draw_pairs(pictures, pairs, seed, draw=noisy_pairs):
     Returns the two images of each pair: uint8 (N, C, S, S) twice, 32 cells a side where `draw` says nothing else.
     """
     jobs = _share(len(pictures), pairs, seed)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(_processors()) as pool:
         parts = list(pool.map(lambda job: draw(pictures[job[0]], job[1], job[2]), jobs))
     return _shuffled(parts, seed)
 
@@ -496,10 +496,15 @@ def from_scenes(pairs, validation, seed, progress=None):
     )
 
 
+def _processors():
+    """How many processors this process may use: a container or a batch system may lend it some of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _workers(jobs):
     """How many processes to start for a number of jobs."""
     most = WINDOWS_WORKERS if sys.platform == "win32" else jobs
-    return max(1, min(os.cpu_count() or 1, jobs, most))
+    return max(1, min(_processors(), jobs, most))
 
 
 def default_data(folder=CACHE, progress=None):

@@ -477,7 +477,14 @@ def test_there_are_no_more_workers_than_the_system_takes_or_there_is_work_for(
 ):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert data._workers(jobs) == workers
+
+
+def test_there_are_no_more_workers_than_processors_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 96)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    assert data._workers(200) == 2
 
 
 @pytest.mark.parametrize("name", ["data", "experiments", "other_noise", "train_best"])
