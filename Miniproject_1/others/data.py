@@ -25,11 +25,14 @@ import hashlib
 import itertools
 import math
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -46,7 +49,6 @@ SMALLEST_CROP = 0.6  # of the picture's shorter side; training crops are drawn b
 CROPS_PER_SCENE = 20  # validation images and training pairs drawn from one procedural scene
 DEFAULT_PAIRS, DEFAULT_VALIDATION, DEFAULT_SEED = 4000, 1000, 0  # of the data the grader makes for itself
 CACHE = ROOT / ".cache" / "default_data"
-USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "noise2noise", "default_data")
 
 PHOTO_ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 LEFT_OUT = 5  # at most so many kinds of files that are left out are named
@@ -486,9 +488,7 @@ def from_scenes(pairs, validation, seed, progress=None):
     first = 2_000_000 * seed
     jobs = [(noisy_pairs, first + scene) for scene in range(math.ceil(pairs / CROPS_PER_SCENE))]
     jobs += [(noisy_and_clean, first + 1_000_000 + s) for s in range(math.ceil(validation / CROPS_PER_SCENE))]
-    context = get_context("spawn")  # forked workers would inherit the thread pool of torch, and hang
-    with ProcessPoolExecutor(_workers(len(jobs)), mp_context=context) as pool:
-        parts = list(_watched(pool.map(_scene_job, jobs), len(jobs), progress))
+    parts = _in_processes(_scene_job, jobs, progress)
     split = math.ceil(pairs / CROPS_PER_SCENE)
     return tuple(
         tuple(column[:count] for column in _shuffled(some, seed)) if count else None
@@ -496,8 +496,35 @@ def from_scenes(pairs, validation, seed, progress=None):
     )
 
 
+def _in_processes(function, jobs, progress):
+    """What the function returns for each job, by worker processes. RuntimeError if one of these is killed."""
+    context = get_context("spawn")  # forked workers would inherit the thread pool of torch, and hang
+    pool = ProcessPoolExecutor(_workers(len(jobs)), mp_context=context)
+    try:
+        with _ctrl_c_ignored():  # by the workers, which inherit that: this process ends them
+            results = pool.map(function, jobs)
+        return list(_watched(results, len(jobs), progress))
+    except BrokenProcessPool as error:
+        raise RuntimeError("a worker process ended, perhaps for want of memory") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _ctrl_c_ignored():
+    """Within the context, Ctrl-C does nothing; in a thread, which may not change that, it does what it did."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _processors():
-    """How many processors this process may use: a container or a batch system may lend it some of them."""
+    """How many processors this process may use: `taskset` or a batch system may lend it only some of them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -512,7 +539,7 @@ def default_data(folder=CACHE, progress=None):
 
     Where the folder cannot be written, the data are kept in the user's cache. ValueError where that cannot be, either.
     """
-    for place in (Path(folder), USER_CACHE):
+    for place in (Path(folder), user_cache() / "noise2noise" / "default_data"):
         if (place / TRAIN).is_file() and (place / VALIDATION).is_file():
             return place
         try:
@@ -526,6 +553,12 @@ def default_data(folder=CACHE, progress=None):
             raise ValueError(f"the default data cannot be kept: {error}; use -d with data of your own") from error
         return place
     raise ValueError(f"there is no place for the default data: {reason}; use -d with data of your own") from reason
+
+
+def user_cache():
+    """The folder for data of the user that can be made again; the one for temporary files where there is no home."""
+    place = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(place if os.path.isabs(place) else tempfile.gettempdir())
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -618,7 +651,7 @@ def tell(message):
 
 @contextmanager
 def plain_errors(command):
-    """Wraps a whole command: errors that its user can fix end it with one line.
+    """Wraps a whole command: errors that its user can fix end it with one line, Ctrl-C with another and status 130.
 
     Characters that an output cannot encode, as in file names, are escaped, so that no message is lost.
     """
@@ -627,8 +660,11 @@ def plain_errors(command):
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
-    except (ValueError, ImportError, OSError) as error:
-        sys.exit(f"{command}: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        tell(f"{command}: interrupted")
+        sys.exit(130)
+    except (ValueError, ImportError, OSError, RuntimeError, MemoryError) as error:
+        sys.exit(f"{command}: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def progress_bar(done, total):

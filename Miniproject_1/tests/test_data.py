@@ -1,8 +1,11 @@
 """The data command: exact sampling, procedural scenes, other noises, files."""
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -487,6 +490,37 @@ def test_there_are_no_more_workers_than_processors_that_may_be_used(monkeypatch)
     assert data._workers(200) == 2
 
 
+def test_a_worker_process_that_is_killed_is_told_in_a_line(tmp_path, monkeypatch):
+    def kill(results, *_):
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        return list(results)
+
+    monkeypatch.setattr(data, "_watched", kill)
+    with pytest.raises(SystemExit, match=r"data\.py: a worker process ended, perhaps for want of memory"):
+        data.main(["scenes", "--pairs", "1", "--validation", "1", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize(("error", "told"), [(RuntimeError("no\nmemory"), "no memory"), (MemoryError(), "MemoryError")])
+def test_want_of_memory_is_told_in_a_line(error, told):
+    with pytest.raises(SystemExit, match=f"x: {told}"), data.plain_errors("x"):
+        raise error
+
+
+@posix
+def test_ctrl_c_ends_all_processes_with_one_line(tmp_path):
+    code = "import os, signal; from Miniproject_1.others import data; "
+    code += "data._watched = lambda *_: os.killpg(0, signal.SIGINT); data.main()"  # when the workers have been started
+    result = run_python(
+        *("-c", code, "scenes", "--pairs", "100", "--out", tmp_path / "out"),
+        cwd=data.ROOT,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
+    assert (result.returncode, result.stderr) == (130, "data.py: interrupted\n")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["data", "experiments", "other_noise", "train_best"])
 def test_commands_run_as_files_without_docstrings(name, tmp_path):
     result = run_python("-OO", FOLDER / f"{name}.py", "--help", cwd=tmp_path)
@@ -544,14 +578,23 @@ def test_pairs_are_read_from_files_alone(course_data):
 
 
 def test_default_data_of_a_checkout_that_cannot_be_written_go_to_the_users_cache(tmp_path, monkeypatch):
+    kept = tmp_path / "user" / "noise2noise" / "default_data"
     images = 2 * (torch.zeros(1, 3, 32, 32, dtype=torch.uint8),)
     monkeypatch.setattr(data, "from_scenes", lambda *_: (images, images))
-    monkeypatch.setattr(data, "USER_CACHE", tmp_path / "user")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     (tmp_path / "taken").write_text("x")
-    assert data.default_data(tmp_path / "taken" / "default_data") == tmp_path / "user"
+    assert data.default_data(tmp_path / "taken" / "default_data") == kept
     assert data.default_data(tmp_path / "free") == tmp_path / "free"
     monkeypatch.setattr(data, "from_scenes", stop)
-    assert data.default_data(tmp_path / "taken" / "default_data") == tmp_path / "user"
-    monkeypatch.setattr(data, "USER_CACHE", tmp_path / "taken" / "user")
+    assert data.default_data(tmp_path / "taken" / "default_data") == kept
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "taken" / "user"))
     with pytest.raises(ValueError, match=r"no place for the default data.* use -d"):
         data.default_data(tmp_path / "taken" / "default_data")
+
+
+def test_without_a_home_the_users_cache_is_a_temporary_folder(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert data.user_cache() == Path(tempfile.gettempdir())
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert data.user_cache() == Path(tempfile.gettempdir())

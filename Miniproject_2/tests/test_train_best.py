@@ -36,7 +36,7 @@ def test_stopped_training_continues_exactly(run, monkeypatch, draws):
             raise KeyboardInterrupt
 
         patch.setattr(train_best, "report", stop)  # after the first round's checkpoint
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="130"):
             run("stopped.pth", draws)
     model, continued = run("stopped.pth", draws)
     assert torch.equal(continued, straight)
