@@ -6,7 +6,8 @@
 
 DATA holds `train_data.pkl`, `torch.save((noisy_1, noisy_2))`, and `val_data.pkl`, `torch.save((noisy, clean))`:
 uint8 tensors (N, 3, H, W). With only one of them, what needs the other is skipped. Exit status: 0 when everything
-that ran has passed, 1 when something failed or nothing ran, 2 for unusable arguments or data, 130 after Ctrl-C.
+that ran has passed, 1 when something failed or nothing ran, 2 for unusable arguments or data, without a folder for
+temporary files, and when the file of `--json` cannot be written, even at the end; 130 after Ctrl-C, 143 after SIGTERM.
 
 Graded code is not trusted. Each step runs in a child process of its own (`run_step`, `serve`), in an empty working
 directory, its output captured, under a time limit. From top to bottom: the pass criteria, rows and data, the checks
@@ -199,7 +200,7 @@ def psnr(images, clean):
 def import_model(job, number=None):
     """The graded model.py, as a module."""
     module = importlib.import_module(f"Miniproject_{number or job.number}.model")
-    if not Path(module.__file__).resolve().is_relative_to(job.folder):
+    if not Path(module.__file__).is_relative_to(job.folder):  # as it was found: what is there may be a link
         raise ImportError(f"{module.__name__} came from {module.__file__}, which is not in the graded folder")
     return module
 
@@ -385,12 +386,13 @@ def check_blocks(job):
 def foreign_imports(folder):
     """Imports that break the rules of project 2, in every file of the submission that has been loaded by now.
 
-    The submission is the files of the two projects and those beside them, except this one.
+    The submission is the files of the two projects, by the way of links or not, and those beside them, except this one.
     """
     projects = [folder / "Miniproject_1", folder / "Miniproject_2"]
-    loaded = {Path(module.__file__).resolve() for module in sys.modules.values() if getattr(module, "__file__", None)}
-    loaded.discard(Path(__file__).resolve())
-    files = sorted(path for path in loaded if path.parent == folder or any(map(path.is_relative_to, projects)))
+    places = projects + [project.resolve() for project in projects]
+    loaded = {Path(module.__file__) for module in sys.modules.values() if getattr(module, "__file__", None)}
+    own = {path for path in loaded if path.parent == folder or any(map(path.is_relative_to, places))}
+    files = sorted({path.resolve() for path in own} - {Path(__file__).resolve()})
     known = sys.stdlib_module_names | {path.stem for place in (folder, projects[1]) for path in place.iterdir()}
     return [f"{path.name}: {text}" for path in files for text in imports_outside(known, ast.parse(path.read_bytes()))]
 
@@ -692,6 +694,14 @@ def tell(text):
         print(text, file=sys.stderr, flush=True)
 
 
+def show(text):
+    """Prints to stdout; a reader who wants no more of it, such as `head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the rest would fail when Python ends
+
+
 def make_default_data():
     """The folder of the data set that this repository makes for itself, on first use."""
     sys.path.insert(0, str(HERE))
@@ -699,7 +709,7 @@ def make_default_data():
         from Miniproject_1.others.data import default_data, progress_bar
 
         return default_data(progress=progress_bar)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except (ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"the default data cannot be made: {describe(error)}; use -d DATA") from error
 
 
@@ -789,8 +799,12 @@ def main(arguments=None):
     try:
         if options.json:
             write_json(options.json, {}, {}, only_try=True)  # what cannot be written is told now
+        tempfile.gettempdir()  # FileNotFoundError where no step could run
         job = prepare(options.project_path, options.data_path, options.pairs or pairs, images)
-    except ValueError as error:
+    except KeyboardInterrupt:
+        tell("test.py: interrupted")
+        return 130
+    except (FileNotFoundError, ValueError) as error:
         tell(f"test.py: {error}")
         return 2
     try:
@@ -807,8 +821,8 @@ def main(arguments=None):
     except ValueError as error:
         tell(f"test.py: {error}")
         status = 2
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
-    print(render(table, interrupted))
+    show(", ".join(f"{key} {value}" for key, value in about.items()))
+    show(render(table, interrupted))
     return status or (0 if passed(table) else 1)
 
 

@@ -413,8 +413,9 @@ def test_streams_that_nobody_reads_lose_nothing(tmp_path, broken, lost):
     other = "stderr" if lost == "stdout" else "stdout"
     process = subprocess.run(broken, **{lost: writer, other: subprocess.PIPE}, timeout=900)
     os.close(writer)
+    assert process.returncode == 1
     assert "untrained predict" in checks_in(tmp_path / "report.json")
-    assert lost == "stdout" or b"untrained predict" in process.stdout
+    assert b"untrained predict" in process.stdout if lost == "stderr" else b"BrokenPipe" not in process.stderr
 
 
 @pytest.mark.parametrize("place", [".", "file/report.json", "missing/report.json", "pipe"])
@@ -449,7 +450,7 @@ def test_table_comes_although_its_file_can_no_longer_be_written(grader, tmp_path
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(30, "Read-only file system", "cache"), ValueError("no place"), ImportError("x")]
+    "error", [OSError(30, "Read-only file system", "cache"), ValueError("no place"), ImportError("x"), MemoryError("x")]
 )
 def test_default_data_that_cannot_be_made_are_explained(grader, tmp_path, monkeypatch, capsys, error):
     def default_data(progress):
@@ -462,6 +463,25 @@ def test_default_data_that_cannot_be_made_are_explained(grader, tmp_path, monkey
     assert grader.main(["-p", str(tmp_path)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "use -d" in lines[0] and str(error) in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "status"),
+    [
+        ("make_default_data", KeyboardInterrupt(), 130),
+        ("tempfile.gettempdir", FileNotFoundError(2, "No usable temporary directory found"), 2),
+    ],
+)
+def test_what_keeps_the_grader_from_starting_is_told_in_a_line(
+    grader, tmp_path, monkeypatch, capsys, function, error, status
+):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(grader.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(f"grader.{function}", fail)
+    assert grader.main(["-p", str(tmp_path)]) == status
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_grader_runs_without_docstrings(broken):
@@ -817,6 +837,20 @@ def test_help_of_autograd_and_imports_elsewhere_are_found(grader, tmp_path):
     rules = rows["imports only what is allowed"].note
     assert "common.py: from torch import nn" in rules and "lazily.py: import torch.optim" in rules
     assert "unused" not in rules
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes links")
+@pytest.mark.parametrize("linked", ["Miniproject_2", "Miniproject_2/model.py"])
+def test_projects_and_files_that_are_links_are_graded_as_others(grader, tmp_path, linked):
+    write_project(tmp_path, 2, "import torch.optim\n" + GOOD + BLOCKS)
+    elsewhere = (tmp_path / linked).rename(tmp_path.parent / f"{tmp_path.name} elsewhere")
+    (tmp_path / linked).symlink_to(elsewhere)
+    rows = [grader.Row("import", "pass")]
+    (step,) = [s for s in grader.STEPS if s.name == "blocks"]
+    grader.run_step(step, grader.Job(str(tmp_path), "course", number=2), 60, rows)
+    rows = {row.check: row for row in rows}
+    assert "import torch.optim" in rows["imports only what is allowed"].note
+    assert rows["Conv2d, forward and backward"].status == "pass"
 
 
 @pytest.fixture
