@@ -1,7 +1,7 @@
 """The command line: `python -m Miniproject_1 <command>`, or `noise2noise <command>` once it is installed.
 
 Exit status: 0 if all went well, 1 if something could not be done (it is named on stderr), 2 for wrong usage, 130 after
-Ctrl-C, 143 after SIGTERM.
+Ctrl-C, 143 after SIGTERM, 129 when the terminal has been closed.
 """
 
 import argparse
@@ -42,8 +42,11 @@ def make_parser(name=None):
     return parser
 
 
-def print_odd_names():
-    """Makes characters that cannot be encoded, as in odd file names, print as escapes."""
+def prepare_streams():
+    """Opens standard streams that are missing, as in a service; what cannot be encoded is printed as escapes."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- for the life of the process
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -51,21 +54,24 @@ def print_odd_names():
 
 @contextlib.contextmanager
 def tidy_end():
-    """Within the context, SIGTERM unwinds like Ctrl-C, so that temporary files are removed."""
-    if threading.current_thread() is not threading.main_thread():  # others get no signals
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Within the context, SIGTERM and SIGHUP unwind like Ctrl-C, so that temporary files are removed."""
+    previous = {}
+    if threading.current_thread() is threading.main_thread():  # others get no signals
+        ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        previous = {end: signal.getsignal(end) for end in ends if signal.getsignal(end) != signal.SIG_IGN}  # nohup
     try:
+        for end in previous:
+            signal.signal(end, lambda number, _: sys.exit(128 + number))
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for end, handler in previous.items():
+            signal.signal(end, handler)
 
 
 def main(arguments=None):
     """Runs one command and returns the exit status; `arguments` are those of the command line by default."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    print_odd_names()
+    prepare_streams()
     name = arguments[0] if arguments else None
     with tidy_end():
         return run(name, arguments)

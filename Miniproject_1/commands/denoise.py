@@ -27,6 +27,7 @@ from Miniproject_1.commands.images import (
     DEFAULT_MEGAPIXELS,
     DEFAULT_QUALITY,
     ENDINGS,
+    TEMPORARY,
     check_holds,
     read_picture,
     write_picture,
@@ -36,6 +37,7 @@ from Miniproject_1.commands.progress import progress_bar
 from Miniproject_1.commands.ranks import is_first
 from Miniproject_1.commands.report import Page, png_to_show
 from Miniproject_1.commands.weights import add_weights, load_model, predict_colours, weights_file
+from Miniproject_1.others.data import check_writable
 
 LEFT_OUT = 5  # at most so many kinds of skipped files are named
 BAND, MARGIN = 640, 64  # rows that are predicted at once, and rows around them that are discarded
@@ -126,7 +128,7 @@ def plan(inputs, out, quiet=False):
     if one_file:
         jobs = [Job(inputs[0], out)]
     else:
-        if out.exists() and not out.is_dir():
+        if not out.is_dir() and (out.exists() or out.suffix.lower() in ENDINGS):
             raise ValueError(f"{out} must be a folder, since there are several inputs or one that is a folder")
         jobs = [job for given in inputs for job in jobs_of(given, out, quiet)]
     if not jobs:
@@ -155,16 +157,17 @@ def pictures_below(folder):
 def files_below(folder, out=None, failed=None):
     """The pictures below a folder, and the other files, both sorted.
 
-    Hidden files and folders, whose names start with a dot, and the folder `out` are left out; links to folders are not
-    followed. `failed` is called with the OSError of each folder that cannot be read; without it the first is raised.
+    Hidden files and folders, whose names start with a dot, and the folder `out` are left out. Linked folders are
+    entered, each folder once: links may make circles. `failed` is called with the OSError of each folder that cannot
+    be read; without it the first is raised.
     """
-    pictures, others, left_out = [], [], out and os.path.realpath(out)
-    for parent, folders, names in os.walk(folder, onerror=failed or raise_error):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) != left_out
-        ]
+    pictures, others, entered = [], [], {out and os.path.realpath(out)}
+    for parent, folders, names in os.walk(folder, onerror=failed or raise_error, followlinks=True):
+        if os.path.realpath(parent) in entered:
+            folders.clear()
+            continue
+        entered.add(os.path.realpath(parent))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
             (pictures if path.suffix.lower() in ENDINGS else others).append(path)
     return sorted(pictures), sorted(others)
@@ -283,6 +286,8 @@ def run(options):
     check_outputs(outputs, [job.source for job in jobs if not job.error] + [weights_file(options.weights)])
     if options.compare and options.compare.exists() and not options.force:
         raise FileExistsError(f"{options.compare} exists; --force overwrites")
+    for path in [job.target for job in jobs if job.target][:1] + [options.compare] * bool(options.compare):
+        check_writable(path.with_name(TEMPORARY))  # not after the first picture
     model, failures = load_model(options.weights, options.device), 0
     with Page.to(options.compare, options.force) as page, progress_bar(len(jobs), options.quiet) as bar:
         for job in jobs:

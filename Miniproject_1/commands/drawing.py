@@ -1,6 +1,7 @@
 """Figures of the commands, by matplotlib: an optional extra, imported only where one is asked for."""
 
 from Miniproject_1.commands.images import whole_file
+from Miniproject_1.others.data import check_writable
 
 
 def need_figure():
@@ -19,6 +20,7 @@ def check_figure(option, path, overwrite):
         raise ValueError(f"{option} takes a name that ends in .png or .svg; got {path}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; --force overwrites")
+    check_writable(path)
 
 
 def save_figure(figure, path):

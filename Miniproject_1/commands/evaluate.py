@@ -28,6 +28,11 @@ from Miniproject_1.commands.weights import add_weights, load_model
 
 SSIM_SETTINGS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
 SSIM_SIDE = 11  # pixels of its window
+CLASSICS = {  # strengths that are tried, in deviations of the noise
+    "non-local means": (0.4, 0.6, 0.8, 1.0),
+    "wavelets": (0.5, 1.0, 1.5, 2.0),
+    "total variation": (0.5, 1.0, 1.5, 2.0),
+}
 SHOWN, SQUARE = 4, 128  # best and worst pictures on a sheet, pixels a side that are shown of each
 
 
@@ -105,14 +110,9 @@ def classics(noisy, clean):
         ),
         "total variation": lambda s: restoration.denoise_tv_chambolle(image, weight=s * sigma, channel_axis=2),
     }
-    strengths = {
-        "non-local means": (0.4, 0.6, 0.8, 1.0),
-        "wavelets": (0.5, 1.0, 1.5, 2.0),
-        "total variation": (0.5, 1.0, 1.5, 2.0),
-    }
     best = {}
     for name, method in methods.items():
-        tried = [torch.from_numpy(method(strength)).permute(2, 0, 1)[None] * 255 for strength in strengths[name]]
+        tried = [torch.from_numpy(method(strength)).permute(2, 0, 1)[None] * 255 for strength in CLASSICS[name]]
         best[name] = min(
             (part.clamp(0, 255).float() for part in tried), key=lambda part: mean_squared_error(part, clean)
         )
@@ -199,6 +199,8 @@ def run(options):
             check_figure(option, path, options.force)
     inputs = [path for path in (options.first, options.second) if path is not None]
     check_outputs([("the plot", options.plot), ("the sheet", options.sheet)], inputs)
+    if options.weights in ("name", "noisy", *CLASSICS):
+        raise ValueError(f"{options.weights!r} means something else in the results; give ./{options.weights}")
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit takes at least 1; got {options.limit}")
     scale = Scale(options.range)
@@ -221,12 +223,12 @@ def run(options):
                 bar.write(f"{facts['name']}: " + ", ".join(in_words(n, f) for n, f in facts.items() if n != "name"))
             bar.next()
     decibels = {name: [psnr(mse) for mse, _ in found] for name, found in errors.items()}
+    summary = {name: means(errors[name], similarities[name]) for name in errors}
+    print(json.dumps({"images": count, "mean": summary}) if options.json else table(summary, count))
     if options.plot:
         plot(options.plot, decibels["noisy"], decibels[options.weights], options.weights)
     if options.sheet:
         sheet(options.sheet, pairs, model, decibels[options.weights], options)
-    summary = {name: means(errors[name], similarities[name]) for name in errors}
-    print(json.dumps({"images": count, "mean": summary}) if options.json else table(summary, count))
     return 0
 
 

@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from Miniproject_1.commands.denoise import check_outputs
 from Miniproject_1.commands.images import whole_file
-from Miniproject_1.commands.weights import PURPOSES, load_model
+from Miniproject_1.commands.weights import PURPOSES, load_model, weights_file
 from Miniproject_1.model import NARROW, SMALLEST, ResidualBlock, Symmetric
 
 CHECKED = ((1, 4, 5), (2, 37, 50), (3, 96, 129))  # N, H, W of the pictures that both predict
@@ -179,6 +180,7 @@ def run(options):
     kind = options.out.suffix.lower()
     if kind not in KINDS:
         raise ValueError(f"--out must end in {' or '.join(KINDS)}; got {options.out}")
+    check_outputs([("the network", options.out)], [weights_file(options.weights)])
     if options.out.exists() and not options.force:
         raise FileExistsError(f"{options.out} exists; --force overwrites")
     model = load_model(options.weights, "cpu", "float32")

@@ -59,14 +59,17 @@ EXTRA_SAMPLES = 338  # the TIFF tag that says what channels beyond the colours a
 NEW_SUBFILE_TYPE, IMAGE_DESCRIPTION, SUB_DIRECTORIES, DNG_VERSION = 254, 270, 330, 50706
 PLANAR_CONFIGURATION, SAMPLE_FORMAT, IN_PLANES, SIGNED = 284, 339, 2, 2
 UNKNOWN, PREMULTIPLIED = 0, 1
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
 XMP, XMP_TEXT = 700, "XML:com.adobe.xmp"  # the TIFF tag and the PNG text that hold it
 LOST_TAGS = {33723: "IPTC", 34377: "Photoshop's data", 34735: "GeoTIFF", 50839: "ImageJ's data"}
 LOST_INFO = {"photoshop": "IPTC and Photoshop's data", "comment": "its comment"}  # Pillow's names in a JPEG
+LOOKED_AT = {*DESCRIPTIVE, *LOST_TAGS, ORIENTATION, 34675, XMP, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT}
 USUAL_GAMMA = 0.45455  # of PNGs; losing any other one shifts the colours
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # the TIFF tag that says what values mean, and one of its values
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that sensors have: 16-bit files often hold fewer
 OUTLIERS = 0.001  # share of the values at each end that may be dead or hot pixels
+NO_DATA = 0.01  # share of floating values: so many equal smallest ones may stand for missing data
 DARK = 0.25  # of white: if no floating value is above this, white may be lower
 
 
@@ -125,6 +128,8 @@ class Picture:
             beyond = int(((colours < low) | (colours > high)).sum())
             note += f"; outliers, {beyond} values beyond these, stay as they are" if beyond else ""
         self.notes += [note] if note else []
+        if self.pixels.dtype == "float32" and note and (share := float((colours == colours.min()).mean())) > NO_DATA:
+            self.notes.append(f"{share:.0%} of the values are {colours.min():g}: fill them first if they mean no data")
         if self.pixels.dtype == "float32" and not note and 0 < (highest := float(colours.max())) < DARK:
             self.notes.append(f"no value is above {highest:g}, where 1 is white; --range 0 {highest:.2g} may do better")
 
@@ -357,7 +362,18 @@ def how_encoded(image, file):
     if image.format == "WEBP":
         file.seek(0)
         return {"lossless": b"VP8L" in file.read(2**20)}
-    return {"compression": image.info.get("compression", "raw")} if image.format == "TIFF" else {}
+    if image.format == "TIFF":
+        return {"compression": image.info.get("compression", "raw"), "scale": pixels_per_unit(image.tag_v2)}
+    return {}
+
+
+def pixels_per_unit(tags):
+    """(across, down) of a TIFF that names no unit of length, such as ImageJ's; None for others."""
+    if tags.get(RESOLUTION_UNIT) == 1 and X_RESOLUTION in tags and Y_RESOLUTION in tags:
+        across, down = (tags[code] for code in (X_RESOLUTION, Y_RESOLUTION))
+        across, down = (value[0] / value[1] if isinstance(value, tuple) else value for value in (across, down))
+        return (down, across) if TURNS.get(tags.get(ORIENTATION, 1), (False,))[0] else (across, down)
+    return None
 
 
 def eight_bits(image, notes):
@@ -462,11 +478,10 @@ def decode_with_tifffile(file, max_megapixels):
             pixels = numpy.moveaxis(pixels, 0, 2)
         pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
         extra = [int(kind) for kind in page.extrasamples]
-        tags = {
-            tag.code: tag.value for tag in page.tags if tag.code in (*DESCRIPTIVE, *LOST_TAGS, ORIENTATION, 34675, XMP)
-        }
+        tags = {tag.code: tag.value for tag in page.tags if tag.code in LOOKED_AT}
         dpi = page.get_resolution("inch") if 282 in page.tags and page.resolutionunit != 1 else None
-    orientation, encoding = int(tags.get(ORIENTATION, 1)), {"inverted": page.photometric == 0}
+    orientation = int(tags.get(ORIENTATION, 1))
+    encoding = {"inverted": page.photometric == 0, "scale": pixels_per_unit(tags)}
     exif, notes = need_pillow().Exif(), not_kept(tags)
     if pixels.dtype.itemsize > 4:
         notes.append(f"its {pixels.dtype} values become float32")
@@ -478,7 +493,7 @@ def decode_with_tifffile(file, max_megapixels):
         pixels = divided_by_alpha(pixels)
     for code in set(tags) & set(DESCRIPTIVE):
         if isinstance(tags[code], str):
-            exif[code] = tags[code]
+            exif[code] = tags[code].encode().decode("latin-1")  # as Pillow does
         else:
             notes.append(LOST_EXIF)
     if orientation in (5, 6, 7, 8) and dpi:
@@ -546,8 +561,22 @@ def descriptive(exif):
 def reread(exif):
     """The same EXIF as if it had been read from a file, all of its parts in one."""
     content = need_pillow().Exif()
-    content.load(exif.tobytes())
+    content.load(exif_bytes(exif))
     return content
+
+
+def exif_bytes(exif):
+    """An EXIF as bytes, those of its texts as they were read: Pillow decodes Latin-1 and would encode ASCII."""
+    texts = {code: value for code, value in exif.items() if isinstance(value, str)}
+    exif.update({code: as_read(text) for code, text in texts.items()})
+    content = exif.tobytes()
+    exif.update(texts)
+    return content
+
+
+def as_read(text):
+    """The bytes of a text as Pillow decoded it, whatever encoding they are in."""
+    return text.encode("latin-1", "replace")
 
 
 def upright_exif(exif, shape, notes, tiff=False):
@@ -653,9 +682,10 @@ def as_pillow(picture):
     Image = need_pillow()
     if picture.pixels.shape[2] == 1:
         return Image.fromarray(picture.pixels[:, :, 0])
-    mode = {2: "LA", 3: "RGB", 4: "CMYK" if picture.space == "CMYK" else "RGBA"}[picture.pixels.shape[2]]
-    height, width = picture.pixels.shape[:2]
-    return Image.frombuffer(mode, (width, height), picture.pixels.tobytes(), "raw", mode, 0, 1)
+    pixels = picture.pixels[:, :, :4]  # none of Pillow's modes has CMYK and alpha
+    mode = {2: "LA", 3: "RGB", 4: "CMYK" if picture.space == "CMYK" else "RGBA"}[pixels.shape[2]]
+    height, width = pixels.shape[:2]
+    return Image.frombuffer(mode, (width, height), pixels.tobytes(), "raw", mode, 0, 1)
 
 
 def save_options(picture, kind, quality):
@@ -673,6 +703,9 @@ def save_options(picture, kind, quality):
         options["compression"] = used if used in lossless else "tiff_adobe_deflate"
         if picture.exif and {EXIF_IFD, GPS_IFD} & set(picture.exif):
             options["compression"] = "raw"  # libtiff, which compresses, leaves these out
+        if picture.encoding.get("scale"):
+            across, down = picture.encoding["scale"]
+            options |= {"x_resolution": across, "y_resolution": down, "resolution_unit": 1}
     if kind == "PNG" and picture.xmp:
         from PIL.PngImagePlugin import PngInfo
 
@@ -682,13 +715,16 @@ def save_options(picture, kind, quality):
 
 
 def exif_to_write(picture, kind):
-    """The EXIF as bytes, None for none; a TIFF has its XMP among these tags."""
-    exif = picture.exif
-    if kind == "TIFF" and picture.xmp:
-        exif = need_pillow().Exif()
-        exif.load(picture.exif.tobytes() if picture.exif else None)
+    """The EXIF as Pillow's `save` takes it, None for none; a TIFF has its XMP among these tags."""
+    content = picture.exif and exif_bytes(picture.exif)
+    if kind != "TIFF" or not (content or picture.xmp):
+        return content
+    exif = need_pillow().Exif()
+    exif.load(content)
+    exif.update({code: as_read(value) for code, value in exif.items() if isinstance(value, str)})
+    if picture.xmp:
         exif[XMP] = picture.xmp
-    return exif and exif.tobytes()
+    return exif
 
 
 def write_deep_png(picture, file):
@@ -737,7 +773,9 @@ def write_deep_tiff(picture, file):
     photometric = {"grey": "minisblack", "RGB": "rgb", "CMYK": "separated"}[picture.space]
     if picture.encoding.get("inverted"):
         photometric = "miniswhite"
-    texts = [(code, 2, 0, exif[code], True) for code in exif if isinstance(exif[code], str) and code in DESCRIPTIVE]
+    texts = [
+        (code, 2, 0, as_read(exif[code]), True) for code in exif if isinstance(exif[code], str) and code in DESCRIPTIVE
+    ]
     if {EXIF_IFD, GPS_IFD} & set(exif):
         picture.notes.append(LOST_EXIF)
     extra = [(XMP, 1, len(picture.xmp), picture.xmp, True)] if picture.xmp else []
@@ -750,8 +788,8 @@ def write_deep_tiff(picture, file):
         extrasamples=["unassalpha"] if picture.alpha else None,
         compression="zlib",
         iccprofile=picture.icc,
-        resolution=picture.dpi,
-        resolutionunit="inch" if picture.dpi else None,
+        resolution=picture.dpi or picture.encoding.get("scale"),
+        resolutionunit="inch" if picture.dpi else "none" if picture.encoding.get("scale") else None,
         metadata=None,
         software=False,
         extratags=texts + extra,

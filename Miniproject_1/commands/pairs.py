@@ -160,6 +160,12 @@ class Reader:
         self.deciding, self.max_megapixels, self.scale, self.decided = deciding, max_megapixels, scale, False
 
     def __call__(self, path):
+        try:
+            return self._read(path)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _read(self, path):
         picture = read_picture(path, self.max_megapixels, self.scale.given)
         colours = picture.pixels[:, :, : picture.colours]
         if colours.dtype != "uint8" and not self.decided and not self.scale.known(colours.dtype):
@@ -167,10 +173,7 @@ class Reader:
             others = (read_picture(other, self.max_megapixels) for other in some)
             self.scale.decide((other.pixels.dtype, other.value_range) for other in others)
             self.decided = True
-        try:
-            picture.value_range = self.scale.of(colours, picture.value_range)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        picture.value_range = self.scale.of(colours, picture.value_range)
         return picture
 
 
@@ -239,6 +242,8 @@ def open_sources(paths, max_megapixels=DEFAULT_MEGAPIXELS, scale=None, clean=Fal
         raise ValueError(f"versions are all files or all folders; got {' and '.join(map(str, paths))}")
     if not others and first.suffix.lower() in TENSORS:
         return Stack(*read_tensors(first, scale))
+    if any(path.suffix.lower() in TENSORS for path in paths):
+        raise ValueError("a .pkl holds both versions and is given alone; got " + " and ".join(map(str, paths)))
     if all(path.suffix.lower() == ".npy" for path in paths):
         return in_memory(scaled(list(map(read_array, paths)), scale, clean))
     if not first.is_dir() and all(pages(path) > 1 for path in paths):
@@ -317,7 +322,7 @@ def read_tensors(path, scale):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make torch.load raise half a dozen kinds
-        raise ValueError(f"{path} is not readable as two tensors that torch.save wrote: {error}") from error
+        raise ValueError(f"{path} is not readable as two tensors that torch.save wrote") from error
     if not isinstance(content, (tuple, list)) or len(content) != 2 or not all(map(torch.is_tensor, content)):
         raise ValueError(f"{path} must hold two tensors (N, C, H, W)")
     if any(part.is_floating_point() and not part.isfinite().all() for part in content):

@@ -61,7 +61,7 @@ from Miniproject_1.commands.pairs import (
 )
 from Miniproject_1.commands.progress import progress_bar
 from Miniproject_1.commands.ranks import SharedTraining, from_first, in_group, is_first, process_group, wait_for_others
-from Miniproject_1.commands.weights import PURPOSES, add_device, load_model
+from Miniproject_1.commands.weights import PURPOSES, add_device, load_model, weights_file
 from Miniproject_1.model import (
     LOSSES,
     Model,
@@ -380,7 +380,8 @@ def check_files(options, checkpoint):
     if options.minutes is not None and not 0 < options.minutes < math.inf:
         raise ValueError(f"--minutes takes a finite number above 0; got {options.minutes:g}")
     outputs = {"the weights": options.out, "the checkpoint": checkpoint, "the plot": options.plot}
-    check_outputs(outputs.items(), [*options.sources, *(options.validate or [])])
+    start = [weights_file(options.start)] if options.start else []
+    check_outputs(outputs.items(), [*options.sources, *(options.validate or []), *start])
     if options.plot:
         check_figure("--plot", options.plot, options.resume or options.force)
     if options.resume and not checkpoint.exists():

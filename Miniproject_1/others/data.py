@@ -623,7 +623,7 @@ def read_checkpoint(path):
     except (OSError, MemoryError):
         raise
     except Exception as error:  # damaged files make torch.load raise half a dozen kinds
-        raise ValueError(f"{path} is not a readable checkpoint: {error}; remove it to start anew") from error
+        raise ValueError(f"{path} is not a readable checkpoint; remove it to start anew") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(state).__name__}; remove it to start anew")
     return state

@@ -269,6 +269,52 @@ def test_the_output_folder_inside_the_input_folder_is_no_input(tmp_path, identit
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["a.png"]
 
 
+def test_linked_folders_are_entered_once(tmp_path, identity):
+    write(tmp_path / "elsewhere" / "a.png")
+    write(tmp_path / "in" / "b.png")
+    (tmp_path / "in" / "album").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    assert main(["denoise", f"{tmp_path}/in", "-o", f"{tmp_path}/out", "--weights", str(identity)]) == 0
+    assert sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.png")) == [
+        Path("album/a.png"),
+        Path("b.png"),
+    ]
+
+
+def test_what_cannot_be_written_is_told_before_the_work(tmp_path, identity, capsys, monkeypatch):
+    monkeypatch.setattr(denoise, "do", lambda *_: pytest.fail("it has begun"))
+    write(tmp_path / "a.png")
+    for more in (
+        ["-o", f"{tmp_path}/a.png/b.png"],
+        ["-o", f"{tmp_path}/b.png", "--compare", f"{tmp_path}/a.png/c.html"],
+    ):
+        assert main(["denoise", f"{tmp_path}/a.png", "--weights", str(identity), *more]) == 1
+        assert "cannot be written: Not a directory" in capsys.readouterr().err
+
+
+def test_several_pictures_do_not_go_into_a_folder_with_the_name_of_a_picture(tmp_path, identity, capsys):
+    given = [str(write(tmp_path / name)) for name in ("a.png", "b.png")]
+    assert main(["denoise", *given, "-o", f"{tmp_path}/out.png", "--weights", str(identity)]) == 1
+    assert "must be a folder" in capsys.readouterr().err and not (tmp_path / "out.png").exists()
+
+
+def test_ink_and_alpha_are_shown_on_the_page(tmp_path, identity):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = numpy.random.default_rng(0).integers(65536, size=(20, 30, 5), dtype="uint16")
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="separated", extrasamples=["unassalpha"])
+    given = ["denoise", f"{tmp_path}/a.tif", "-o", f"{tmp_path}/b.tif", "--weights", str(identity)]
+    assert main([*given, "--compare", f"{tmp_path}/page.html"]) == 0
+    assert (tmp_path / "page.html").stat().st_size > 1000
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes a stream by the shell")
+def test_a_missing_stderr_stops_nothing(tmp_path, identity):
+    write(tmp_path / "a.png")
+    given = f"denoise {tmp_path}/a.png -o {tmp_path}/b.png --weights {identity}"
+    done = subprocess.run(f"{sys.executable} -m Miniproject_1 {given} 2>&-", shell=True, cwd=ROOT)
+    assert done.returncode == 0 and (tmp_path / "b.png").exists()
+
+
 def test_odd_names(tmp_path, identity, monkeypatch):
     odd = os.fsencode(tmp_path) + b"/in/\xff\xfe odd.png"
     write(tmp_path / "in" / "a.png").rename(os.fsdecode(odd))
@@ -311,7 +357,9 @@ def test_help_needs_no_torch():
     assert done.returncode == 0 and "denoise" in done.stdout and not done.stderr
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
+)
 def test_interrupted_it_leaves_whole_files_only(tmp_path, identity, sent, status):
     for number in range(40):
         write(tmp_path / "in" / f"{number:02}.png", size=(400, 300), seed=number)

@@ -51,6 +51,11 @@ def test_exported_networks_predict_as_ours(model, call, tmp_path, capsys, name):
         torch.testing.assert_close(run(images), model.predict(images, ensemble=False), atol=0.01, rtol=0)
 
 
+def test_weights_are_never_overwritten(call, tmp_path, capsys):
+    (tmp_path / "link.pt2").symlink_to(tmp_path / "mine.pth")
+    assert call("link.pt2", "--force") == 1 and "is an input" in capsys.readouterr().err
+
+
 def test_nothing_is_overwritten_unasked(call, tmp_path, capsys):
     assert call("mine.pt2") == 0
     first = (tmp_path / "mine.pt2").stat().st_mtime_ns

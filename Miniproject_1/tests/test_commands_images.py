@@ -166,6 +166,44 @@ def test_an_unusual_gamma_is_said_to_be_lost(tmp_path, gamma, more, said):
     assert bool(images.read_picture(tmp_path / "b.png").notes) == said
 
 
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".webp", ".tif"])
+def test_texts_keep_their_bytes_whatever_their_encoding(tmp_path, ending):
+    text, exif = "© Jürgen Müller", Image.Exif()
+    exif[33432] = text.encode()  # UTF-8, as cameras write it
+    Image.new("RGB", (8, 8)).save(tmp_path / f"a{ending}", exif=exif)
+    images.write_picture(images.read_picture(tmp_path / f"a{ending}"), tmp_path / f"b{ending}")
+    for name in "ab":
+        assert text.encode() in (tmp_path / f"{name}{ending}").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixel_sizes_and_descriptions_of_microscopes_are_kept(tmp_path, dtype, channels):
+    tifffile = pytest.importorskip("tifffile")
+    text = '<OME PhysicalSizeXUnit="µm"/>'.encode()
+    pixels = numpy.random.default_rng(0).random((6, 5, channels))
+    pixels = (pixels * (1 if dtype == "float32" else 255)).astype(dtype)
+    layout = {"photometric": "rgb" if channels == 3 else "minisblack", "metadata": None}
+    more = {"resolution": (10, 20), "resolutionunit": 1, "extratags": [(270, 2, 0, text, True)]}
+    tifffile.imwrite(tmp_path / "a.tif", pixels if channels == 3 else pixels[:, :, 0], **layout, **more)
+    images.write_picture(images.read_picture(tmp_path / "a.tif"), tmp_path / "b.tif")
+    with tifffile.TiffFile(tmp_path / "b.tif") as tiff:
+        tags = {tag.code: tag.value for tag in tiff.pages[0].tags}
+    across, down = (tags[code][0] / tags[code][1] for code in (282, 283))
+    assert (across, down, tags[296]) == (10, 20, 1)
+    assert text in (tmp_path / "b.tif").read_bytes()
+
+
+def test_many_equal_smallest_values_are_said(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = numpy.random.default_rng(0).random((20, 20)).astype("float32")
+    pixels[:5] = -9999
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    picture = images.read_picture(tmp_path / "a.tif")
+    picture.note_range()
+    assert "25% of the values are -9999: fill them first if they mean no data" in picture.notes
+
+
 def test_double_precision_is_said_to_become_single(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(tmp_path / "a.tif", numpy.random.default_rng(0).random((5, 6)))

@@ -261,6 +261,7 @@ def test_what_is_no_pair_is_said(tmp_path, capsys):
         (["empty", "empty"], "has a namesake"),
         (["empty", "bad.pkl"], "all files or all folders"),
         (["empty"], "need two files"),
+        (["one.pkl", "bad.pkl"], "a .pkl holds both versions and is given alone"),
     ):
         assert main(["inspect", *(f"{tmp_path}/{name}" for name in given)]) == 1
         assert reason in capsys.readouterr().err

@@ -627,6 +627,28 @@ def test_the_clean_pictures_set_the_range(tmp_path, capsys, ending):
     assert summary["mean"]["noisy"]["psnr"] == pytest.approx(20, abs=0.1)
 
 
+def test_the_weights_to_start_from_are_never_overwritten(files, capsys):
+    Model(width=8).save(files / "mine.pth")
+    before = (files / "mine.pth").read_bytes()
+    assert main(command(files, "--start", f"{files}/mine.pth", "--force", out="mine.pth")) == 1
+    assert "is an input" in capsys.readouterr().err and (files / "mine.pth").read_bytes() == before
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path, capsys):
+    pytest.importorskip("PIL")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "one.png").write_bytes(b"no picture")
+    assert main(["evaluate", f"{tmp_path}/a", f"{tmp_path}/b", "--weights", "course"]) == 1
+    assert "one.png: not a readable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["noisy", "wavelets", "name"])
+def test_weights_with_the_name_of_another_result_are_asked_for_otherwise(files, capsys, name):
+    assert main(["evaluate", f"{files}/val.pkl", "--weights", name]) == 1
+    assert f"give ./{name}" in capsys.readouterr().err
+
+
 def test_evaluate_says_the_graders_psnr(files, capsys):
     torch.save([part[:10] for part in torch.load(files / "val.pkl")], files / "val.pkl")
     assert main(["evaluate", f"{files}/val.pkl", "--weights", "course", "--json"]) == 0
