@@ -3,12 +3,14 @@
 #
 #     sh Miniproject_1/others/shipped_weights.sh PHOTOS FOLDER
 #
-# FOLDER/run8.pth is the result. Stopped, the script goes on when it is started again. The code learnt in between (to
-# draw other noise, to train on negatives, to grow by copies), and of the seeds only those of runs 2, 7 and 8 are
-# recorded: the result has other bits than bestmodel.pth.
+# FOLDER/run10.pth is the result. Stopped, the script goes on when it is started again. The code learnt in between (to
+# draw other noise, to train on negatives, to grow by copies), and of the seeds only those of runs 2 and 7 to 10
+# are recorded: the result has other bits than bestmodel.pth.
 #
 # In runs 2 and 5 the new blocks began as the identity, and every hidden unit of all three of them fell asleep; run 6
 # began them again as copies. It ruined large flat pictures, since it met images of 32 x 32 alone: run 7 has larger ones.
+# The larger network of run 9 failed on large flat pictures again; run 10 has larger pairs, half of those with other
+# noise flat. The first 40,000 pairs of run 9 were on a schedule of 400,000.
 set -eu
 photos=$1
 folder=$2
@@ -44,3 +46,11 @@ best --out "$folder/run7.pth" --start "$folder/run6.pth" --pairs 440000 --draws 
 best --out "$folder/run8.pth" --start "$folder/run7.pth" --pairs 340000 --draws 32 --inputs 8 --other-noise 0.0625 \
     --blocks 4 --inner-blocks 4 --revive --large 0.0625 --seed 10 \
     --batch-size 32 --muon-lr 2e-3 --adam-lr 1e-3 --ema-decay 0.998 --variance-floor 0.001
+
+best --out "$folder/run9.pth" --start "$folder/run8.pth" --pairs 320000 --draws 32 --inputs 8 --other-noise 0.0625 \
+    --blocks 5 --inner-blocks 5 --revive --large 0.0625 --seed 11 \
+    --batch-size 32 --muon-lr 2e-3 --adam-lr 1e-3 --ema-decay 0.998 --variance-floor 0.001
+
+best --out "$folder/run10.pth" --start "$folder/run9.pth" --pairs 16000 --round 16000 --draws 32 --inputs 8 \
+    --other-noise 0.0625 --large 0.25 --large-side 160 --flat 1 --seed 12 \
+    --batch-size 32 --muon-lr 4e-4 --adam-lr 2e-4 --ema-decay 0.98 --variance-floor 0.001

@@ -62,8 +62,6 @@ RECIPE_OPTIONS = {
     "ema_decay": "of the averaged weights",
     "variance_floor": "of the loss's weighting",
 }
-LARGE = 96  # cells a side of large pairs
-FLAT = 0.1  # flat images to each photograph, where large pairs get other noise
 
 
 def share(text):
@@ -97,7 +95,9 @@ def parse_arguments(arguments=None):
     parser.add_argument("--start", type=Path, help="weights to begin with, of as many blocks or fewer (default: fresh)")
     for name in ("width", "blocks", "inner_blocks", "levels"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=positive, help="of the network; see ResidualUNet")
-    parser.add_argument("--large", type=share, default=0.0, help="share of the work on pairs of 96 x 96 (default 0)")
+    parser.add_argument("--large", type=share, default=0.0, help="share of the work on large pairs (default 0)")
+    parser.add_argument("--large-side", type=positive, default=96, help="cells a side of these pairs (default 96)")
+    parser.add_argument("--flat", type=share, default=0.1, help="flat images per photograph among them (default 0.1)")
     parser.add_argument("--revive", action="store_true", help="restart dead blocks and hidden units")
     parser.add_argument("--gates", action="store_true", default=None, help="of the network; see ResidualUNet")
     for name, text in RECIPE_OPTIONS.items():
@@ -236,22 +236,23 @@ def draw_round(photos, pairs, number, options):
 
 def draw_large(photos, pairs, number, options):
     """Fresh large pairs, half of them of other noise, on photographs and flat images."""
-    photos = [photo for photo in photos if min(photo.shape[1:]) >= LARGE]
+    side = options.large_side
+    photos = [photo for photo in photos if min(photo.shape[1:]) >= side]
     if not photos:
-        raise ValueError(f"--large needs photographs of at least {LARGE} pixels a side")
+        raise ValueError(f"--large needs photographs of at least {side} pixels a side")
     seed = seed_of(number, options)
     generator = torch.Generator().manual_seed(seed)
-    colours = torch.randint(256, (round(FLAT * len(photos)), 3, 1, 1), generator=generator).to(torch.uint8)
-    flat = list(colours.expand(-1, 3, LARGE, LARGE))
-    sampled = functools.partial(noisy_and_mean, draws=max(2, options.draws), inputs=1, cells=LARGE)
-    others = functools.partial(other_noises_and_mean, cells=LARGE)
+    colours = torch.randint(256, (round(options.flat * len(photos)), 3, 1, 1), generator=generator).to(torch.uint8)
+    flat = list(colours.expand(-1, 3, side, side))
+    sampled = functools.partial(noisy_and_mean, draws=max(2, options.draws), inputs=1, cells=side)
+    others = functools.partial(other_noises_and_mean, cells=side)
     halves = draw_pairs(photos, pairs // 2, seed, sampled), draw_pairs(photos + flat, pairs // 2, seed, others)
     return tuple(map(torch.cat, zip(*halves, strict=True)))
 
 
 def draw_batches(photos, number, options, generator):
-    """The batches of one round in random order, each a pair of uint8 tensors. A large pair counts as nine."""
-    area = (LARGE // CELLS) ** 2
+    """The batches of one round in random order, each a pair of uint8 tensors. A large pair counts by its area."""
+    area = max(1, round((options.large_side / CELLS) ** 2))
     large = 2 * (round(options.large * options.round) // (2 * area))
     groups = [(draw_round(photos, options.round - area * large, number, options), options.batch_size)]
     if large:
