@@ -105,7 +105,7 @@ def test_tiles_change_next_to_nothing(trained, monkeypatch):
     shipped.load_pretrained_model()
     whole, of_shipped = trained.predict(images), shipped.predict(images)
     monkeypatch.setattr(project, "TILE", 192)
-    torch.testing.assert_close(trained.predict(images), whole, atol=0.01, rtol=0)
+    torch.testing.assert_close(trained.predict(images), whole, atol=0.05, rtol=0)
     difference = (shipped.predict(images) - of_shipped).abs()  # its gates know a little of what is farther away
     assert difference.mean() < 0.1 and difference.max() < 5  # grey values, where the noise has 25
 
