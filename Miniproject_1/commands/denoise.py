@@ -19,7 +19,6 @@ import math
 import os
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,9 +36,8 @@ from Miniproject_1.commands.progress import progress_bar
 from Miniproject_1.commands.ranks import is_first
 from Miniproject_1.commands.report import Page, png_to_show
 from Miniproject_1.commands.weights import add_weights, load_model, predict_colours, weights_file
-from Miniproject_1.others.data import check_writable
+from Miniproject_1.others.data import check_writable, say_left_out, visible_files
 
-LEFT_OUT = 5  # at most so many kinds of skipped files are named
 BAND, MARGIN = 640, 64  # rows that are predicted at once, and rows around them that are discarded
 
 
@@ -141,8 +139,8 @@ def jobs_of(given, out, quiet):
         return [Job(given, out / given.name)]
     errors = []
     pictures, others = files_below(given, out, errors.append)
-    if not quiet:
-        say_left_out(given, others)
+    if not quiet and is_first():
+        say_left_out(given, others, ENDINGS)
     jobs = [Job(path, out / path.relative_to(given)) for path in pictures]
     return jobs + [Job(Path(error.filename or given), None, error) for error in errors]
 
@@ -150,40 +148,25 @@ def jobs_of(given, out, quiet):
 def pictures_below(folder):
     """The pictures below a folder, sorted; says how many other files there are. OSError as `files_below`."""
     pictures, others = files_below(folder)
-    say_left_out(folder, others)
+    if is_first():
+        say_left_out(folder, others, ENDINGS)
     return pictures
 
 
 def files_below(folder, out=None, failed=None):
     """The pictures below a folder, and the other files, both sorted.
 
-    Hidden files and folders, whose names start with a dot, and the folder `out` are left out. Linked folders are
-    entered, each folder once: links may make circles. `failed` is called with the OSError of each folder that cannot
-    be read; without it the first is raised.
+    Those that `data.visible_files` finds, without the folder `out`. `failed` is called with the OSError of each folder
+    that cannot be read; without it the first is raised.
     """
-    pictures, others, entered = [], [], {out and os.path.realpath(out)}
-    for parent, folders, names in os.walk(folder, onerror=failed or raise_error, followlinks=True):
-        if os.path.realpath(parent) in entered:
-            folders.clear()
-            continue
-        entered.add(os.path.realpath(parent))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(parent, name) for name in names if not name.startswith(".")):
-            (pictures if path.suffix.lower() in ENDINGS else others).append(path)
+    pictures, others = [], []
+    for path in visible_files(folder, failed or raise_error, entered=[os.path.realpath(out)] if out else []):
+        (pictures if path.suffix.lower() in ENDINGS else others).append(path)
     return sorted(pictures), sorted(others)
 
 
 def raise_error(error):
     raise error
-
-
-def say_left_out(folder, others):
-    """One line about the files of a folder that are taken for no pictures."""
-    if others and is_first():
-        counts = Counter(path.suffix.lower() or "without ending" for path in others).most_common()
-        kinds = [f"{count} {ending}" for ending, count in counts[:LEFT_OUT]] + ["others"] * (len(counts) > LEFT_OUT)
-        files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
-        print(f"{folder}: {files} left out ({', '.join(kinds)}); read are {', '.join(ENDINGS)}", file=sys.stderr)
 
 
 def check_outputs(outputs, inputs):
@@ -286,7 +269,8 @@ def run(options):
     check_outputs(outputs, [job.source for job in jobs if not job.error] + [weights_file(options.weights)])
     if options.compare and options.compare.exists() and not options.force:
         raise FileExistsError(f"{options.compare} exists; --force overwrites")
-    for path in [job.target for job in jobs if job.target][:1] + [options.compare] * bool(options.compare):
+    first = next((job.target for job in jobs if job.target), None)
+    for path in filter(None, (first, options.compare)):
         check_writable(path.with_name(TEMPORARY))  # not after the first picture
     model, failures = load_model(options.weights, options.device), 0
     with Page.to(options.compare, options.force) as page, progress_bar(len(jobs), options.quiet) as bar:

@@ -51,6 +51,7 @@ DEFAULT_PAIRS, DEFAULT_VALIDATION, DEFAULT_SEED = 4000, 1000, 0  # of the data t
 CACHE = ROOT / ".cache" / "default_data"
 
 PHOTO_ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+PREVIEWS = {"@eaDir"}  # folders of them, which some servers put beside photos
 LEFT_OUT = 5  # at most so many kinds of files that are left out are named
 PHOTO_THREADS = 4  # each holds a photo of any size, so there are as many on a machine of 100 cores
 WINDOWS_WORKERS = 61  # Windows waits for 63 handles at most; two are the pool's own
@@ -211,45 +212,53 @@ def photo_files(folder):
     if not Path(folder).is_dir():
         raise ValueError(f"photos are read from a folder; {str(folder)!r} is not one")
     files, others = {}, []
-    for path in sorted(_files_below(folder)):
+
+    def skipped(error):
+        tell(f"skipped: {error.filename}: {error.strerror}")
+
+    for path in sorted(visible_files(folder, skipped, PREVIEWS)):
         if path.suffix.lower() not in PHOTO_ENDINGS:
             others.append(path)
         elif path.is_file():
             files.setdefault(os.path.realpath(path), path)
         else:
             tell(f"skipped: {path} is not a regular file")
-    say_left_out(folder, others)
+    say_left_out(folder, others, sorted(PHOTO_ENDINGS))
     if not files:
         endings = ", ".join(sorted(PHOTO_ENDINGS))
         raise ValueError(f"no photo in {str(folder)!r}: expected files ending in {endings}")
     return list(files.values())
 
 
-def _files_below(folder):
-    """The files that `photo_files` looks at. Linked folders are entered, each once: links may make circles."""
+def visible_files(folder, failed, skipped=(), entered=()):
+    """The files below a folder without hidden ones, whose names, or those of their folders, start with a dot.
 
-    def skipped(error):
-        tell(f"skipped: {error.filename}: {error.strerror}")
+    Linked folders are entered, each folder once: links may make circles.
 
-    entered = set()
-    for parent, folders, files in os.walk(folder, onerror=skipped, followlinks=True):
+    Args:
+        failed: called with the OSError of each folder that cannot be read.
+        skipped: names of folders that are not entered.
+        entered: real paths of folders that are not entered.
+    """
+    entered = set(entered)
+    for parent, folders, files in os.walk(folder, onerror=failed, followlinks=True):
         real = os.path.realpath(parent)
         if real in entered:
             folders.clear()
             continue
         entered.add(real)
         # in place: where, and in which order, `walk` goes on
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "@eaDir")
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in skipped)
         yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
-def say_left_out(folder, others):
-    """One line about the files of a folder that are taken for no photos, by their endings."""
+def say_left_out(folder, others, endings):
+    """One line about the files of a folder that are left out, by their endings, and about the endings that are read."""
     if others:
         counts = Counter(path.suffix.lower() or "without ending" for path in others).most_common()
         kinds = [f"{number} {ending}" for ending, number in counts[:LEFT_OUT]] + ["others"] * (len(counts) > LEFT_OUT)
         files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
-        tell(f"{folder}: {files} left out ({', '.join(kinds)}); read are {', '.join(sorted(PHOTO_ENDINGS))}")
+        tell(f"{folder}: {files} left out ({', '.join(kinds)}); read are {', '.join(endings)}")
 
 
 def load_photo(path):
