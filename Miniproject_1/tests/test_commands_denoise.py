@@ -357,6 +357,12 @@ def test_help_needs_no_torch():
     assert done.returncode == 0 and "denoise" in done.stdout and not done.stderr
 
 
+def hear_all():
+    """Jobs in the background ignore Ctrl-C, those of nohup the end of the terminal; their children would, too."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
 )
@@ -370,7 +376,7 @@ def test_interrupted_it_leaves_whole_files_only(tmp_path, identity, sent, status
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+        preexec_fn=hear_all,
     )
     out, until = tmp_path / "out", time.monotonic() + 300
     while time.monotonic() < until and not (out.exists() and len(list(out.glob("*.png"))) >= 3):
