@@ -120,7 +120,7 @@ class Recipe:
 
 
 RATES = {"muon": 1.5e-2, "adam": 1e-3, "sgd": 1.0}  # a good peak rate for each optimiser
-MOST_PASSES = 20  # over few pairs: more passes do harm where pixels are not swapped
+MOST_PASSES = 10  # over few pairs: they are learnt by heart after that
 PATCH = 64  # pixels a side: larger training pairs are cut into random patches of this size
 LR_DECAY_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
 CHUNK = 2**17  # pixels predicted at once, about 1 kB of work space each
@@ -1685,7 +1685,7 @@ class Model:
                 images, with independent noise. Other scales, and the same images twice, give a warning.
             epochs: passes over the pairs; `num_epochs` is another name for it. From an image larger than 64 x 64, an
                 epoch takes as many random patches as cover its area. With few pairs, fresh weights make more passes
-                than asked: until they have seen 2,000 of 32 x 32, at most 20; see `Recipe.min_pairs`.
+                than asked: until they have seen 2,000 of 32 x 32, at most 10; see `Recipe.min_pairs`.
             progress: called as `progress(step, steps, loss)` after each step, the loss a 0-d tensor. It may call
                 `predict` and `save`, which see the weights of that step.
 

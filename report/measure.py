@@ -309,6 +309,7 @@ def save_picture(name, image):
 
 def classics():
     """{name: (function of an image (H, W, 3) in [0, 1] and a parameter, parameters to choose from)}."""
+    import bm3d
     import numpy as np
     from scipy import ndimage
     from skimage import restoration
@@ -350,6 +351,7 @@ def classics():
         "bilateral filter": (bilateral, [[c, s] for c in (0.2, 0.4, 0.8, 1.6) for s in (0.5, 0.6, 0.7, 0.8, 1.0)]),
         "non-local means": (non_local, [[p, h] for p in (3, 5) for h in (0.05, 0.08, 0.1, 0.13, 0.17)]),
         "wavelet shrinkage": (wavelet, [0.05, 0.07, 0.1, 0.13]),
+        "BM3D": (bm3d.bm3d_rgb, [0.05, 0.07, 0.1]),
         "total variation": (variation, [0.05, 0.08, 0.1, 0.13, 0.16, 0.2]),
     }
 

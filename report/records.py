@@ -548,6 +548,7 @@ CLASSIC_PARAMETERS = {
     "bilateral filter": ("σ of colour", "of space"),
     "non-local means": ("patch", "h"),
     "wavelet shrinkage": ("σ",),
+    "BM3D": ("σ",),
     "total variation": ("weight",),
 }
 

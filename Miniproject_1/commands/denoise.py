@@ -36,7 +36,7 @@ from Miniproject_1.commands.progress import progress_bar
 from Miniproject_1.commands.ranks import is_first
 from Miniproject_1.commands.report import Page, png_to_show
 from Miniproject_1.commands.weights import add_weights, load_model, predict_colours, weights_file
-from Miniproject_1.others.data import check_writable, say_left_out, visible_files
+from Miniproject_1.others.data import check_new, check_writable, say_left_out, visible_files
 
 BAND, MARGIN = 640, 64  # rows that are predicted at once, and rows around them that are discarded
 
@@ -228,8 +228,7 @@ def do(job, model, options, page, progress=None):
     began = time.monotonic()
     if job.error:
         raise job.error
-    if os.path.lexists(job.target) and not options.force:
-        raise FileExistsError(f"{job.target} exists; --force overwrites")
+    check_new(job.target, options.force)
     picture = read_picture(job.source, options.max_megapixels, options.range)
     check_holds(picture, job.target)
     picture.note_range()
@@ -267,8 +266,8 @@ def run(options):
     jobs = plan(options.inputs, options.out, options.quiet)
     outputs = [(job.source, job.target) for job in jobs] + [("the page", options.compare)]
     check_outputs(outputs, [job.source for job in jobs if not job.error] + [weights_file(options.weights)])
-    if options.compare and options.compare.exists() and not options.force:
-        raise FileExistsError(f"{options.compare} exists; --force overwrites")
+    if options.compare:
+        check_new(options.compare, options.force)
     first = next((job.target for job in jobs if job.target), None)
     for path in filter(None, (first, options.compare)):
         check_writable(path.with_name(TEMPORARY))  # not after the first picture

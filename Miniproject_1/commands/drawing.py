@@ -1,7 +1,7 @@
 """Figures of the commands, by matplotlib: an optional extra, imported only where one is asked for."""
 
 from Miniproject_1.commands.images import whole_file
-from Miniproject_1.others.data import check_writable
+from Miniproject_1.others.data import check_new, check_writable
 
 
 def need_figure():
@@ -18,8 +18,7 @@ def check_figure(option, path, overwrite):
     need_figure()
     if path.suffix.lower() not in (".png", ".svg"):
         raise ValueError(f"{option} takes a name that ends in .png or .svg; got {path}")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; --force overwrites")
+    check_new(path, overwrite)
     check_writable(path)
 
 

@@ -609,8 +609,13 @@ def check_folder(folder, names=(TRAIN, VALIDATION), force=True):
     """Raises ValueError unless `save_data` can write the files; FileExistsError if one is there, unless `force`."""
     for path in (Path(folder) / name for name in names):
         check_writable(path)
-        if os.path.lexists(path) and not force:
-            raise FileExistsError(f"{path} exists; --force overwrites")
+        check_new(path, force)
+
+
+def check_new(path, force):
+    """Raises FileExistsError if there is a file or a link at the path, unless `force`."""
+    if os.path.lexists(path) and not force:
+        raise FileExistsError(f"{path} exists; --force overwrites")
 
 
 def check_writable(path):

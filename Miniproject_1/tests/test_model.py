@@ -1168,6 +1168,26 @@ def test_flat_images_of_any_size_get_no_worse(size):
     assert (shipped.predict(yellow) - yellow).abs().max() < 90
 
 
+@pytest.mark.parametrize("name", ["bestmodel.pth", "photomodel.pth"])
+def test_shipped_weights_keep_any_colour_far_from_borders(name, monkeypatch):
+    """A small picture of one colour is an endless one where its convolutions go round its borders."""
+    convolve = F.conv2d
+
+    def endless(x, weight, bias, stride, padding):
+        rows, columns = padding if isinstance(padding, tuple) else (padding, padding)
+        return convolve(F.pad(x, (columns, columns, rows, rows), mode="circular"), weight, bias, stride)
+
+    shipped = Model(precision="float32")
+    shipped.load(project.PRETRAINED.with_name(name))
+    levels = torch.linspace(0, 255, 9)
+    clean = torch.cartesian_prod(levels, levels, levels).view(-1, 3, 1, 1).expand(-1, 3, 8, 8)
+    at_border = shipped.predict(clean[:1], ensemble=False)
+    monkeypatch.setattr(F, "conv2d", endless)
+    found = shipped.predict(clean, ensemble=False)
+    assert not torch.equal(found[:1], at_border)
+    assert (found - clean).abs().max() < 5
+
+
 def test_autocast_of_the_caller_does_not_matter(trained):
     images = smooth_images(2)
     expected, learnt = trained.predict(images), []

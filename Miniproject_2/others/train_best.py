@@ -11,10 +11,13 @@ falls to zero over the last part of the pairs. `new.pth` always holds the averag
 """
 
 import time
+from pathlib import Path
+
+import torch
 
 from Miniproject_1.model import save_atomically
 from Miniproject_1.others.data import check_writable, load_photos, plain_errors, positive, read_pairs
-from Miniproject_1.others.train_best import draw_round, exchangeable, report, resume, share, shared_parser
+from Miniproject_1.others.train_best import draw_round, exchangeable, report, resume, seed_of, share, shared_parser
 from Miniproject_2.model import RATES, Model, Pairs, Recipe, Training, copy_all
 
 EMA_STEPS = 1_000
@@ -23,11 +26,15 @@ SIZES = ("width", "deep_width", "kernel", "up_kernel")
 
 def parse_arguments(arguments=None):
     parser = shared_parser(__doc__)
+    parser.add_argument("--start", type=Path, help="weights to begin with; they set the sizes (default: fresh)")
     parser.add_argument("--batch-size", type=int, default=32, help="pairs a step (default 32)")
     parser.add_argument("--lr", type=float, default=RATES["muon"], help="of Muon, at the peak")
     parser.add_argument("--decay", type=float, default=0.4, help="share of the pairs in which the rate falls")
     parser.add_argument("--warm-up", type=float, default=0.01, help="share of the pairs in which it rises")
     parser.add_argument("--negatives", type=share, default=0.0, help="share of batches shown as negatives (default 0)")
+    parser.add_argument(
+        "--flat-pairs", type=share, default=0.0, help="share of pairs of one colour, without noise (default 0)"
+    )
     for name in SIZES:
         parser.add_argument(f"--{name.replace('_', '-')}", type=positive, help="of the network; see Architecture")
     return parser.parse_args(arguments)
@@ -38,9 +45,22 @@ def lr_factor(done, warm_up, decay):
     return max(0.0, min(done / warm_up, 1.0, (1 - done) / decay))
 
 
+def flatten_pairs(noisy_a, noisy_b, count, generator):
+    """Puts one colour, without noise, into both images of the last `count` pairs. A third of its values are 0 or 255.
+
+    Point samples of such a picture have no noise. In photographs saturated colours are so rare that weights shift them.
+    """
+    colours = torch.randint(-64, 320, (count, 3, 1, 1), generator=generator).clamp(0, 255).to(torch.uint8)
+    for images in (noisy_a, noisy_b):
+        images[len(images) - count :] = colours
+
+
 def train_round(model, training, photos, number, options):
     """Learns from one round of fresh pairs; returns the mean loss."""
-    pairs, losses = Pairs(*draw_round(photos, options.round, number, options), model.device), []
+    noisy_a, noisy_b = draw_round(photos, options.round, number, options)
+    generator = torch.Generator().manual_seed(seed_of(number, options))
+    flatten_pairs(noisy_a, noisy_b, round(options.flat_pairs * len(noisy_a)), generator)
+    pairs, losses = Pairs(noisy_a, noisy_b, model.device), []
     order = training.generator.sample(range(len(pairs)), len(pairs))
     for start in range(0, len(pairs), options.batch_size):
         done = min(1.0, training.steps * options.batch_size / options.pairs)
@@ -67,8 +87,12 @@ def train(options, validation):
     recipe = Recipe(batch_size=options.batch_size, lr=options.lr, swap_pixels=exchangeable(options))
     sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name)}
     model = Model(seed=options.seed, recipe=recipe, **sizes)
+    if options.start:
+        if sizes:
+            raise ValueError("the network of --start has its own sizes: leave out --" + ", --".join(sizes))
+        model.load(options.start)
     training = Training(model.network, recipe, options.seed, EMA_STEPS)
-    first, start = resume(training, checkpoint) if checkpoint.exists() else (0, 0)
+    first, start = resume(training, checkpoint) if checkpoint.exists() else (0, model.pairs_seen)
     photos = load_photos(options.photos)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for number in range(first, -(-options.pairs // options.round)):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from Miniproject_1.others import data
-from Miniproject_2.model import Model
+from Miniproject_2.model import Model, Pairs
 from Miniproject_2.others import train_best
 
 
@@ -15,11 +15,11 @@ def run(tmp_path, monkeypatch):
     validation = tmp_path / "val_data.pkl"
     torch.save(data.noisy_and_clean(data.render_scene(2, side=64), 2, seed=0), validation)
 
-    def call(name, draws):
+    def call(name, draws, *options):
         path = tmp_path / name
-        sizes = ["--pairs", "96", "--round", "32", "--batch-size", "16", "--draws", str(draws), "--negatives", "0.5"]
-        sizes += ["--width", "16", "--deep-width", "24"]
-        train_best.main([str(tmp_path), "--out", str(path), "--validate", str(validation), *sizes])
+        options = options or ("--width", "16", "--deep-width", "24")
+        often = ["--pairs", "96", "--round", "32", "--batch-size", "16", "--draws", str(draws), "--negatives", "0.5"]
+        train_best.main([str(tmp_path), "--out", str(path), "--validate", str(validation), *often, *options])
         model = Model()
         model.load(path)
         return model, torch.cat([parameter.flatten() for parameter, _ in model.network.param()])
@@ -56,3 +56,28 @@ def test_a_share_of_the_batches_is_negatives(run, monkeypatch):
     monkeypatch.setattr(train_best, "load_photos", lambda folder: [torch.full((3, 64, 64), 51, dtype=torch.uint8)])
     run("new.pth", 1)
     assert {round(mean, 1) for mean in seen} == {0.2, 0.8}
+
+
+def test_a_training_begins_with_given_weights(run, tmp_path, monkeypatch):
+    first, weights = run("first.pth", 1)
+    monkeypatch.setattr(train_best.Training, "step", lambda self, *_: torch.zeros(()))
+    second, same = run("second.pth", 1, "--start", str(tmp_path / "first.pth"))
+    assert torch.equal(same, weights) and second.architecture == first.architecture
+    assert second.pairs_seen == first.pairs_seen + 96
+    with pytest.raises(SystemExit, match="leave out --width, --kernel"):
+        run("third.pth", 1, "--start", str(tmp_path / "first.pth"), "--width", "24", "--kernel", "6")
+
+
+def test_a_share_of_the_pairs_has_one_colour(run, monkeypatch):
+    seen = []
+
+    def recorded(noisy_a, noisy_b, device):
+        assert torch.equal(noisy_a[-8:], noisy_b[-8:]) and not torch.equal(noisy_a[:-8], noisy_b[:-8])
+        assert noisy_a.flatten(2).float().std(2).gt(0).any(1).tolist() == 24 * [True] + 8 * [False]
+        seen.append(noisy_a[-8:, :, 0, 0])
+        return Pairs(noisy_a, noisy_b, device)
+
+    monkeypatch.setattr(train_best, "Pairs", recorded)
+    run("new.pth", 4, "--flat-pairs", "0.25", "--width", "16")
+    assert len(torch.cat(seen).unique(dim=0)) == 24  # other colours in each round
+    assert {0, 255} < set(torch.cat(seen).flatten().tolist())
