@@ -39,6 +39,7 @@ from Miniproject_1.commands.weights import add_weights, load_model, predict_colo
 from Miniproject_1.others.data import check_new, check_writable, say_left_out, visible_files
 
 BAND, MARGIN = 640, 64  # rows that are predicted at once, and rows around them that are discarded
+HARDLY_ANY = 2  # grey values of noise: from pictures with less, weights take detail as well
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,10 @@ def do(job, model, options, page, progress=None):
     check_holds(picture, job.target)
     picture.note_range()
     before, shown = noise_level(picture), page and png_to_show(picture)
+    if before < HARDLY_ANY:
+        picture.notes.append(
+            f"with noise below {HARDLY_ANY} of 255, detail may be lost; --strength 0.5 keeps half of it"
+        )
     picture.pixels = denoised(model, picture, options.strength, options.ensemble or None, progress)
     after = noise_level(picture)
     write_picture(picture, job.target, overwrite=options.force, quality=options.quality)
@@ -244,6 +249,8 @@ def do(job, model, options, page, progress=None):
         "output": str(job.target),
         "width": width,
         "height": height,
+        "type": str(picture.pixels.dtype),
+        "range": list(picture.value_range),
         "noise_before": round(before, 2),
         "noise_after": round(after, 2),
         "seconds": round(time.monotonic() - began, 2),
@@ -271,11 +278,12 @@ def run(options):
     first = next((job.target for job in jobs if job.target), None)
     for path in filter(None, (first, options.compare)):
         check_writable(path.with_name(TEMPORARY))  # not after the first picture
-    model, failures = load_model(options.weights, options.device), 0
+    model, failures, ranges = load_model(options.weights, options.device), 0, {}
     with Page.to(options.compare, options.force) as page, progress_bar(len(jobs), options.quiet) as bar:
         for job in jobs:
             try:
                 facts = do(job, model, options, page, bar.part)
+                ranges.setdefault(facts["type"], set()).add(tuple(facts["range"]))
             except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
                 failures += 1
                 facts = {"input": str(job.source), "error": str(error) or type(error).__name__}
@@ -285,6 +293,10 @@ def run(options):
             elif "error" not in facts and not options.quiet:
                 bar.write(sentence(facts))
             bar.next()
+    for kind, found in ranges.items():
+        if len(found) > 1 and not options.quiet:
+            these = ", ".join(f"{low:g} to {high:g}" for low, high in sorted(found))
+            print(f"{kind} pictures were read with ranges of {these}: give one --range for all alike", file=sys.stderr)
     if failures:
         print(f"{failures} of {len(jobs)} could not be denoised; they are named above", file=sys.stderr)
     return 1 if failures else 0

@@ -70,7 +70,8 @@ PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # the TIFF tag that says what values mean, 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that sensors have: 16-bit files often hold fewer
 OUTLIERS = 0.001  # share of the values at each end that may be dead or hot pixels
 NO_DATA = 0.01  # share of floating values: so many equal smallest ones may stand for missing data
-DARK = 0.25  # of white: if no floating value is above this, white may be lower
+DARK = 0.25  # of white: if nearly all values are below this, white may be lower
+NEARLY_ALL = 0.99  # of the values
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Picture:
         exif, icc, dpi, xmp: `PIL.Image.Exif`, bytes, (across, down) and bytes; None where there is none.
         encoding: settings of the file it came from that are kept, such as JPEG's subsampling.
         notes: what will not be kept, and what was assumed, in words.
-        keep_outliers: whether values beyond the range stay as they are, instead of being clipped to it.
+        reach: how far beyond the range, in units of its width, values are denoised; farther ones stay as they are.
     """
 
     pixels: object
@@ -98,7 +99,7 @@ class Picture:
     xmp: bytes | None = None
     encoding: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
-    keep_outliers: bool = False
+    reach: float = math.inf
 
     @property
     def colours(self):
@@ -117,21 +118,28 @@ class Picture:
         new = (values[0].permute(1, 2, 0).double() * ((high - low) / 255) + low).numpy()
         if self.pixels.dtype.kind == "u":
             new = new.round().clip(low, high)
-        inside = (part >= low) & (part <= high) if self.keep_outliers else True
-        need_numpy().copyto(part, new.astype(part.dtype), where=inside)
+        need_numpy().copyto(part, new.astype(part.dtype), where=~self.beyond(part))
+
+    def beyond(self, values):
+        """Which values of a numpy array, as the file has them, stay as they are."""
+        low, high = self.value_range
+        return (values < low - self.reach * (high - low)) | (values > high + self.reach * (high - low))
 
     def note_range(self):
-        """Notes what is taken as black and white, if that is not the usual range."""
+        """Notes what is taken as black and white, if that is not the usual range, and if it may be too wide."""
         note, colours = range_in_words(self.value_range, self.pixels.dtype), self.pixels[:, :, : self.colours]
-        if self.keep_outliers and note:
-            low, high = self.value_range
-            beyond = int(((colours < low) | (colours > high)).sum())
-            note += f"; outliers, {beyond} values beyond these, stay as they are" if beyond else ""
+        if beyond := int(self.beyond(colours).sum()):
+            note += f"; outliers, {beyond} values beyond these, stay as they are"
         self.notes += [note] if note else []
         if self.pixels.dtype == "float32" and note and (share := float((colours == colours.min()).mean())) > NO_DATA:
             self.notes.append(f"{share:.0%} of the values are {colours.min():g}: fill them first if they mean no data")
-        if self.pixels.dtype == "float32" and not note and 0 < (highest := float(colours.max())) < DARK:
-            self.notes.append(f"no value is above {highest:g}, where 1 is white; --range 0 {highest:.2g} may do better")
+        if self.pixels.dtype == "uint8":
+            return
+        low, high = self.value_range
+        most = float(need_numpy().quantile(sampled(colours), NEARLY_ALL))
+        if low < most < low + DARK * (high - low):
+            better = f"--range {low:g} {float(f'{most:.2g}'):g} may do better"
+            self.notes.append(f"{NEARLY_ALL:.0%} of the values are below {most:.4g}, where {high:g} is white; {better}")
 
 
 def to_255(values, value_range):
@@ -197,7 +205,7 @@ def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
     if picture.pixels.dtype.kind == "f" and not numpy.isfinite(picture.pixels).all():
         raise ValueError("the picture holds NaN or infinite values; replace them first")
     picture.value_range = value_range or default_range(picture.pixels[:, :, : picture.colours])
-    picture.keep_outliers = value_range is None
+    picture.reach = 1 if value_range else 0  # what `to_255` clips beyond a given range is kept
     return picture
 
 

@@ -439,3 +439,27 @@ print(peaks[-1] - peaks[100])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert len(os.listdir(tmp_path / "out")) == 300
     assert int(done.stdout) < 4 * 1024  # KiB; 200 files, each of which leaves less than 20 KiB
+
+
+def test_a_picture_with_hardly_any_noise_is_noted(identity, tmp_path, capsys):
+    for level, noted in ((0.5, True), (25, False)):
+        source = write(tmp_path / "a.png", level=level)
+        assert main(["denoise", str(source), "-o", str(tmp_path / "b.png"), "--weights", str(identity)]) == 0
+        assert ("detail may be lost; --strength" in capsys.readouterr().out) == noted
+        source.unlink()
+        (tmp_path / "b.png").unlink()
+
+
+def test_ranges_that_differ_between_pictures_are_said(identity, tmp_path, capsys):
+    tifffile = pytest.importorskip("tifffile")
+    write(tmp_path / "in" / "8.png")
+    for name, highest in (("a", 1000), ("b", 1001), ("c", 1030)):
+        values = numpy.random.default_rng(0).integers(0, 1000, (40, 50), dtype="uint16")
+        values[:8] = highest
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", values)
+    call = ["denoise", str(tmp_path / "in"), "--weights", str(identity), "-o"]
+    assert main([*call, str(tmp_path / "out")]) == 0
+    assert "uint16 pictures were read with ranges of 0 to 1023, 0 to 4095: give one --range" in capsys.readouterr().err
+    (tmp_path / "in" / "c.tif").unlink()
+    assert main([*call, str(tmp_path / "again")]) == 0
+    assert "--range for all" not in capsys.readouterr().err

@@ -352,9 +352,9 @@ def test_hot_pixels_neither_set_the_range_nor_are_changed(tmp_path):
     assert (changed == numpy.float32((low + high) / 2)).sum() == changed.size - 2
     picture.note_range()
     assert "outliers, 2 values beyond these, stay as they are" in picture.notes[0]
-    given = images.read_picture(tmp_path / "a.tif", value_range=(0, 6))
+    given = images.read_picture(tmp_path / "a.tif", value_range=(0, 4))
     given.store(torch.full((1, 1, 60, 70), 127.5))
-    assert (given.pixels == 3).all()
+    assert given.pixels[5, 7] == 5000 and given.pixels[50, 2] == -90 and (given.pixels == 2).sum() == 60 * 70 - 2
 
 
 def test_a_hot_pixel_of_sixteen_bits_does_not_set_the_range(tmp_path):
@@ -373,13 +373,28 @@ def test_the_range_is_that_of_all_channels():
     assert low < 1 and 11 < high < 14
 
 
-def test_dark_floating_pictures_are_noted(tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "typical", "lamp", "better"),
+    [
+        ("float32", 0.02, 0.02, "--range 0 0.02 "),
+        ("float32", 0.02, 1, "--range 0 0.02 "),
+        ("float32", 0.9, 5000, "--range 0 0.9 "),
+        ("uint16", 500, 65535, "--range 0 500 "),
+        ("float32", 0.9, 0.9, None),
+        ("uint16", 40_000, 65535, None),
+        ("uint16", 0, 0, None),
+        ("uint8", 20, 255, None),
+    ],
+)
+def test_a_range_that_is_too_wide_is_noted(tmp_path, dtype, typical, lamp, better):
     tifffile = pytest.importorskip("tifffile")
-    for high, noted in ((0.02, True), (0.9, False)):
-        tifffile.imwrite(tmp_path / "a.tif", (RANDOM.random((8, 9)) * high).astype("float32"))
-        picture = images.read_picture(tmp_path / "a.tif")
-        picture.note_range()
-        assert bool(picture.notes) == noted and (not noted or "--range 0 0.0" in picture.notes[0])
+    values = (RANDOM.uniform(0.98, 1, (40, 50)) * typical).astype(dtype)
+    values[0, 0], values[20, 20:32] = 0, lamp  # more than outliers
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    picture = images.read_picture(tmp_path / "a.tif")
+    picture.note_range()
+    assert any("may do better" in note for note in picture.notes) == bool(better)
+    assert not better or better in picture.notes[-1]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
