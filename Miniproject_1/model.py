@@ -125,6 +125,7 @@ MARGIN = 56  # pixels at a tile's edge that are discarded: the shipped networks'
 SMALLEST = 16  # pixels a side: smaller images are padded by mirroring; no training image was so small
 NARROW = 4  # pixels a side: narrower images are only clipped; mirrored, their noise looks like texture
 VIEWED = 64  # pairs on which `train` chooses the views that self-ensembles average
+NO_GAIN = 0.99  # of the squared error: if more is left after a training, it has been in vain
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 ONE_AT_A_TIME = threading.Lock()  # for code that seeds torch's global generator
 
@@ -1058,6 +1059,16 @@ def warn_of_twins(noisy_a, noisy_b):
         )
 
 
+def warn_of_no_gain(share):
+    """Warns if so much of the squared error is left, see `choose_views`; half of it would be left by clean images."""
+    if share > NO_GAIN:
+        warnings.warn(
+            f"after this training predictions are hardly nearer to the other noisy images ({share:.0%} of the squared "
+            "error) than the noisy images themselves: try more pairs, more epochs or another seed",
+            stacklevel=4,
+        )
+
+
 def warn_of_offset(noise):
     """An image that is brighter than its partner teaches the partner's brightness; see `Model.train`."""
     if abs(noise.offset) > 0.1 + 4 * noise.errors[3]:
@@ -1275,7 +1286,9 @@ class Model:
                         progress(training.steps, steps, loss)
         finally:
             training.finish()
-            self.choose_views(noisy_a, noisy_b)
+            share = self.choose_views(noisy_a, noisy_b)
+        if recipe.loss == "l2":  # the others are no squared errors
+            warn_of_no_gain(share)
 
     @in_own_mode
     def predict(self, images, ensemble=None):
@@ -1329,6 +1342,8 @@ class Model:
         A view is kept if averaging its prediction with that of the unchanged image does not increase the error against
         the other noisy image. Negatives of dark pictures, and reversed channels that are not colours or have unequal
         noise, are unlike all training images: averaged in, they can ruin a prediction.
+
+        Returns the error of the unchanged images' predictions as a share of that of the images themselves.
         """
         some = slice(None, None, -(-len(noisy_a) // VIEWED)), slice(None), *2 * [slice(ENSEMBLE_SIDE)]
         noisy, other = (to_device(images.detach()[some], self.device).float() / 255 for images in (noisy_a, noisy_b))
@@ -1339,6 +1354,7 @@ class Model:
             for prediction in (alone, *((alone + view) / 2 for view in others))
         )
         self.chosen_views = [0, *(number for number, error in enumerate(errors, start=1) if error <= limit)]
+        return limit / (power_loss(noisy, other, power).item() or 1.0)
 
     def _predict_tiles(self, images, views):
         """Predicts (B, C, H, W) tile by tile and blends the tiles; only one at a time is on the device."""

@@ -126,6 +126,7 @@ LR_DECAY_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pai
 CHUNK = 2**17  # pixels predicted at once, about 1 kB of work space each
 TILE = 256  # pixels a side, a multiple of 4: images of more than CHUNK pixels are predicted in tiles
 VIEWED = 64  # pairs on which `train` measures which views of an image a self-ensemble gains from
+NO_GAIN = 0.99  # of the squared error: if more is left after a training, it has been in vain
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 
 
@@ -1531,6 +1532,16 @@ def warn_of_twins(noisy_a, noisy_b):
         )
 
 
+def warn_of_no_gain(share):
+    """Warns if so much of the squared error is left, see `choose_views`; half of it would be left by clean images."""
+    if share > NO_GAIN:
+        warnings.warn(
+            f"after this training predictions are hardly nearer to the other noisy images ({share:.0%} of the squared "
+            "error) than the noisy images themselves: try more pairs, more epochs or another seed",
+            stacklevel=4,
+        )
+
+
 def warn_of_offset(noise):
     """Warns of a difference in brightness, which would be learnt as well; see `Model.train`."""
     if abs(noise.offset) > 0.1 + 4 * noise.errors[3]:
@@ -1726,7 +1737,8 @@ class Model:
                         progress(training.steps, steps, loss)
         finally:
             training.finish()
-            self.choose_views(noisy_a, noisy_b)
+            share = self.choose_views(noisy_a, noisy_b)
+        warn_of_no_gain(share)
 
     def _batch_size(self, pairs, epochs):
         """As many patches as hold the pixels of the recipe's batch; fewer if few are seen in all."""
@@ -1785,6 +1797,8 @@ class Model:
         A view is kept if the mean of its prediction and that of the unchanged image is no farther from the other noisy
         image than the latter prediction alone. Negatives of dark pictures, and reversed channels that are not colours
         or have unequal noise, are unlike anything learnt from: averaged in, they can ruin a prediction.
+
+        Returns the error of the unchanged images' predictions as a share of that of the images themselves.
         """
         some = slice(None, None, -(-len(noisy_a) // VIEWED)), slice(None), *2 * [slice(ENSEMBLE_SIDE)]
         noisy, other = (images.detach()[some].to(self.device).float() / 255 for images in (noisy_a, noisy_b))
@@ -1794,6 +1808,7 @@ class Model:
             for prediction in (alone, *((alone + view) / 2 for view in others))
         )
         self.chosen_views = [0, *(number for number, error in enumerate(errors, start=1) if error <= limit)]
+        return limit / ((noisy - other).square().mean().item() or 1.0)
 
     def _predict_tiles(self, images, views, result):
         """Writes the prediction of (B, C, H, W) into `result`; only one tile at a time is on the model's device.

@@ -64,6 +64,7 @@ from Miniproject_1.commands.ranks import SharedTraining, from_first, in_group, i
 from Miniproject_1.commands.weights import PURPOSES, add_device, load_model, weights_file
 from Miniproject_1.model import (
     LOSSES,
+    NO_GAIN,
     Model,
     Pairs,
     Recipe,
@@ -448,6 +449,7 @@ def check_losses(training):
 def learn(training, options, checkpoint, key, report):
     """Steps to the end; writes weights after each epoch, and checkpoints. RuntimeError as `check_losses`."""
     began = saved = time.monotonic()
+    share = 0.0
     with progress_bar(training.steps, options.quiet) as bar:
         bar.done = training.training.steps
         while training.training.steps < training.steps:
@@ -461,7 +463,7 @@ def learn(training, options, checkpoint, key, report):
                 check_losses(training)
             if ended:
                 with training.training.averaged():
-                    training.model.choose_views(training.pairs.noisy_a, training.pairs.noisy_b)
+                    share = training.model.choose_views(training.pairs.noisy_a, training.pairs.noisy_b)
                     training.model.save(options.out)
                     line = report(time.monotonic() - began)
                 if not options.quiet:
@@ -469,3 +471,6 @@ def learn(training, options, checkpoint, key, report):
             if due:
                 save_atomically(training.state_dict(key), checkpoint)
                 saved = time.monotonic()
+    if options.loss == "l2" and share > NO_GAIN:
+        left = f"{share:.0%} of the squared error to the other noisy pictures is left"
+        print(f"warning: {left}: try more pairs, more --epochs or another --seed", file=sys.stderr)

@@ -974,6 +974,17 @@ def test_views_that_take_an_image_away_from_the_other_one_are_not_averaged():
     assert model.views() == [(project.D4[0], False, False)]
 
 
+@pytest.mark.parametrize("loss", ["l2", "l1"])
+def test_a_training_in_vain_gives_a_warning(loss):
+    pairs = noisy_versions(smooth_images(16))
+    for rate, warned in ((0.0, loss == "l2"), (5e-3, False)):
+        model = Model(width=8, recipe=Recipe(loss=loss, muon_lr=0, adam_lr=rate))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model.train(*pairs, 1)
+        assert any("hardly nearer" in str(one.message) for one in said) == warned
+
+
 def test_self_ensembles_leave_out_channels_that_are_no_colours(tmp_path):
     red, green, blue = smooth_images(64).unbind(1)
     clean = torch.stack([green, 128 + (red - green) / 2, 128 + (blue - green) / 2], 1) / 2

@@ -86,6 +86,17 @@ def test_chunks_and_tiles_equal_the_whole(monkeypatch, size, ensemble):
         assert torch.allclose(model.predict(images, ensemble), whole, atol=1e-3)
 
 
+def test_a_training_in_vain_gives_a_warning():
+    noisy_a, noisy_b, _ = pictures(8)
+    shipped = ours.Model(device="cpu")
+    shipped.load_pretrained_model()
+    for model, warned in ((small(), True), (shipped, False)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model.train(noisy_a, noisy_b, 1)
+        assert any("hardly nearer" in str(one.message) for one in said) == warned
+
+
 def test_the_shipped_weights_keep_the_colour_of_small_images():
     """Of a yellow that is no photograph's, one to three pixels a side, and photograph-like noise is no worse."""
     model = ours.Model(device="cpu")
@@ -575,7 +586,7 @@ def test_pairs_are_learnt_in_both_directions_where_they_are_alike(shift, factor,
     clean, seen = pictures(128)[2], []
     original = ours.Network.prepared
     a, b = clean + 20 * torch.randn(clean.shape), clean + factor * 20 * torch.randn(clean.shape) + shift
-    monkeypatch.setattr(ours.Model, "choose_views", lambda *pairs: None)
+    monkeypatch.setattr(ours.Model, "choose_views", lambda *pairs: 0.5)
     monkeypatch.setattr(ours.Network, "prepared", lambda self, x: seen.append(len(x)) or original(self, x))
     for asked in (None, True, False):
         seen.clear()
