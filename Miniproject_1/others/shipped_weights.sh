@@ -3,14 +3,15 @@
 #
 #     sh Miniproject_1/others/shipped_weights.sh PHOTOS FOLDER
 #
-# FOLDER/run10.pth is the result. Stopped, the script goes on when it is started again. The code learnt in between (to
-# draw other noise, to train on negatives, to grow by copies), and of the seeds only those of runs 2 and 7 to 10
+# FOLDER/run11.pth is the result. Stopped, the script goes on when it is started again. The code learnt in between (to
+# draw other noise, to train on negatives, to grow by copies), and of the seeds only those of runs 2 and 7 to 11
 # are recorded: the result has other bits than bestmodel.pth.
 #
 # In runs 2 and 5 the new blocks began as the identity, and every hidden unit of all three of them fell asleep; run 6
 # began them again as copies. It ruined large flat pictures, since it met images of 32 x 32 alone: run 7 has larger ones.
 # The larger network of run 9 failed on large flat pictures again; run 10 has larger pairs, half of those with other
-# noise flat. The first 40,000 pairs of run 9 were on a schedule of 400,000.
+# noise flat, and so has run 11. The first 40,000 pairs of run 9 were on a schedule of 400,000, the first 80,000 of
+# run 11 on one of 280,000.
 set -eu
 photos=$1
 folder=$2
@@ -54,3 +55,7 @@ best --out "$folder/run9.pth" --start "$folder/run8.pth" --pairs 320000 --draws 
 best --out "$folder/run10.pth" --start "$folder/run9.pth" --pairs 16000 --round 16000 --draws 32 --inputs 8 \
     --other-noise 0.0625 --large 0.25 --large-side 160 --flat 1 --seed 12 \
     --batch-size 32 --muon-lr 4e-4 --adam-lr 2e-4 --ema-decay 0.98 --variance-floor 0.001
+
+best --out "$folder/run11.pth" --start "$folder/run10.pth" --pairs 460000 --draws 32 --inputs 8 --other-noise 0.0625 \
+    --revive --large 0.125 --large-side 160 --flat 1 --seed 13 \
+    --batch-size 32 --muon-lr 1.5e-3 --adam-lr 1e-3 --ema-decay 0.998 --variance-floor 0.001

@@ -1175,8 +1175,16 @@ def test_flat_images_of_any_size_get_no_worse(size):
     clean = (40 + 175 * torch.rand(count, 3, 1, 1, generator=generator)).expand(count, 3, *size)
     noisy = (clean + 25 * torch.randn(clean.shape, generator=generator)).clamp(0, 255)
     assert squared_error(shipped.predict(noisy), clean) < 1.01 * squared_error(noisy, clean)
-    yellow = torch.tensor([255.0, 255.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, *size)
-    assert (shipped.predict(yellow) - yellow).abs().max() < 90
+
+
+@pytest.mark.parametrize("side", [8, 16, 24, 48])
+def test_shipped_weights_keep_saturated_colours(side):
+    """The README's limit."""
+    shipped = Model()
+    shipped.load_pretrained_model()
+    levels = torch.tensor([0.0, 128.0, 255.0])
+    clean = torch.cartesian_prod(levels, levels, levels).view(-1, 3, 1, 1).expand(-1, 3, side, side)
+    assert (shipped.predict(clean) - clean).abs().max() < 6
 
 
 @pytest.mark.parametrize("name", ["bestmodel.pth", "photomodel.pth"])
