@@ -69,6 +69,7 @@ class Recipe:
     min_pairs: int = 2_000  # of 32 x 32, for fresh weights: fewer get more epochs, at most MOST_PASSES
     muon_lr: float = 4e-3  # peak, hidden convolution weights
     adam_lr: float = 5e-3  # peak, all other parameters
+    last_lr: float | None = None  # share of `adam_lr` for the last layer; None: as `decided` for the noise, else 1
     constant_lr: bool = False  # otherwise the rates rise over the first 5 % of the steps, then fall linearly to 0
     ema_decay: float = 0.995  # of the exponential moving average of the weights; 0: no averaging
     flips: bool = True  # flip at random
@@ -88,14 +89,21 @@ class Recipe:
             raise ValueError(f"Recipe needs an ema_decay in [0, 1); got {self}")
         if not (0 <= self.muon_lr < math.inf and 0 <= self.adam_lr < math.inf):  # NaN is neither
             raise ValueError(f"Recipe needs finite rates of at least 0; got {self}")
+        if self.last_lr is not None and not 0 <= self.last_lr < math.inf:
+            raise ValueError(f"Recipe needs a finite last_lr of at least 0, or None; got {self}")
         if self.variance_floor is not None and not self.variance_floor > 0:
             raise ValueError(f"Recipe needs a variance_floor above 0, or None; got {self}")
         if self.adam_lr == 0 < self.muon_lr:
             raise ValueError(f"Recipe needs an adam_lr above 0, or biases and the last layer never learn; got {self}")
 
-    def decided(self, noise):
-        """The recipe for pairs with this `PairNoise`, its open choices made."""
+    def decided(self, noise, variance):
+        """The recipe for pairs with this `PairNoise` and variance of the noise, its open choices made.
+
+        The last layer makes the noise that is taken away. At the full rate its first steps make more than there is,
+        which ends with units that are never on: below QUIET its rate is proportional to the variance.
+        """
         measured = {"swap_pixels": noise.exchangeable, "both_directions": noise.alike}
+        measured["last_lr"] = min(1.0, variance / QUIET**2)
         return replace(self, **{name: value for name, value in measured.items() if getattr(self, name) is None})
 
 
@@ -105,6 +113,7 @@ REPORT_RECIPE = Recipe(  # that of the original report, for both of its networks
     min_pairs=0,
     muon_lr=0,
     adam_lr=3e-4,
+    last_lr=1.0,
     constant_lr=True,
     ema_decay=0,
     transpose=False,
@@ -117,6 +126,7 @@ REPORT_RECIPE = Recipe(  # that of the original report, for both of its networks
 EPSILON = 1e-3  # of `power_loss`: a quarter of a grey value
 CELL = 32  # pixels a side: gates of our network depend on means over such cells; a course image is one
 PATCH = 64  # pixels a side: larger training pairs are used as random patches of this size
+QUIET = 20 / 255  # noise: with less, the last layer learns more slowly
 MOST_PASSES = 20  # epochs over few pairs: more do harm unless pixels are swapped
 LR_DECAY_PAIRS = 50_000  # later calls divide the peak rates by sqrt(1 + pairs seen before / this)
 CHUNK, GPU_CHUNK = 2**15, 2**19  # pixels predicted at once: on a CPU their features stay in its cache
@@ -627,15 +637,17 @@ class PairNoise:
         return all(abs(getattr(self, name)) + 2 * errors[name] <= limits[name] for name in names)
 
 
+def noise_variance(noisy_a, noisy_b):
+    """Half the mean squared difference of pairs (N, C, H, W) in [0, 255], for values in [0, 1]."""
+    return (looked_at(noisy_a) - looked_at(noisy_b)).square().mean().item() / 2
+
+
 def measure_noise(noisy_a, noisy_b):
     """Measures the noise of pairs (N, C, H, W) in [0, 255] by their difference, in which the images cancel out.
 
-    Looks at up to four million pixels: evenly spaced pairs, cut to 256 x 256. Standard errors come from the scatter
-    between blocks of 16 x 16 pixels.
+    Standard errors come from the scatter between blocks of 16 x 16 pixels.
     """
-    h, w = (min(size, 256) for size in noisy_a.shape[2:])
-    step = -(-len(noisy_a) // max(1, min(2048, 2**22 // (h * w))))
-    a, b = (blocks(images[::step, :, :h, :w].float() / 255) for images in (noisy_a, noisy_b))  # (blocks, C, h, w)
+    a, b = (blocks(looked_at(images)) for images in (noisy_a, noisy_b))  # (blocks, C, h, w)
     difference = a - b
     offsets = [ratio(d.mean((1, 2)), d.square().mean((1, 2)).sqrt()) for d in difference.unbind(1)]
     centred = difference - difference.mean((0, 2, 3), keepdim=True)
@@ -658,6 +670,13 @@ def measure_noise(noisy_a, noisy_b):
         channel_ratio=math.sqrt(strongest / weakest) if weakest > 0 else math.inf if strongest > 0 else 1.0,
         errors=(correlation_error, line_error, imbalance_error, offset_error),
     )
+
+
+def looked_at(images):
+    """Up to four million pixels of (N, C, H, W) in [0, 255], as [0, 1]: evenly spaced images, cut to 256 x 256."""
+    h, w = (min(size, 256) for size in images.shape[2:])
+    step = -(-len(images) // max(1, min(2048, 2**22 // (h * w))))
+    return images[::step, :, :h, :w].float() / 255
 
 
 def blocks(images, side=16):
@@ -799,10 +818,14 @@ class Training:
             raise ValueError("all parameters of the network are frozen: set requires_grad of those to be trained")
         hidden = [p for p in self.parameters if recipe.muon_lr and joins_features(p, network)]
         others = [p for p in self.parameters if all(p is not h for h in hidden)]
+        last = [p for p in others if any(p is one for one in network.last.parameters())]
+        others = [p for p in others if all(p is not one for one in last)]
+        last_lr = recipe.adam_lr * (1 if recipe.last_lr is None else recipe.last_lr)
+        groups = [{"params": others}, {"params": last, "lr": last_lr}]
         self.optimizers = [Muon(hidden, lr=recipe.muon_lr)] if hidden else []
-        if others:
-            self.optimizers.append(torch.optim.Adam(others, lr=recipe.adam_lr, betas=(0.9, 0.98)))
-        self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+        if others or last:
+            self.optimizers.append(torch.optim.Adam(groups, lr=recipe.adam_lr, betas=(0.9, 0.98)))
+        self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.ema = [p.detach().clone() for p in self.parameters]
         self.generator = torch.Generator("cpu").manual_seed(seed)  # the same draws on any device
         self.autocast = autocast(self.parameters[0].device, precision)
@@ -833,8 +856,9 @@ class Training:
         return power_loss(prediction, noisy_b, 1 if self.recipe.loss == "l1" else 2 * (1 - progress))
 
     def _update(self, lr_factor):
-        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * lr_factor
+        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * lr_factor
             optimizer.step()
             optimizer.zero_grad()
         decay = min(self.recipe.ema_decay, (self.steps + 1) / (self.steps + 10))
@@ -1268,7 +1292,7 @@ class Model:
         self.noise = measure_noise(noisy_a, noisy_b.to(noisy_a.device))
         if self.recipe.loss == "l2":  # a median or a mode may agree where means differ
             warn_of_offset(self.noise)
-        recipe = self.recipe.decided(self.noise)
+        recipe = self.recipe.decided(self.noise, noise_variance(noisy_a, noisy_b.to(noisy_a.device)))
         pairs = Pairs(noisy_a, noisy_b, self.device)
         training = Training(self.network, recipe, self.seed + self.pairs_seen, self.precision)
         epochs = max(epochs, least_epochs(pairs, recipe, self.pairs_seen))

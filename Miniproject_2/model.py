@@ -1282,12 +1282,9 @@ class PairNoise:
 def measure_noise(noisy_a, noisy_b):
     """Measures the noise of pairs (N, C, H, W) in [0, 255] by their difference, in which the images cancel out.
 
-    Looks at up to four million pixels: evenly spaced pairs, cut to 256 x 256. Standard errors come from the scatter
-    between blocks of 16 x 16 pixels.
+    Standard errors come from the scatter between blocks of 16 x 16 pixels.
     """
-    h, w = (min(size, 256) for size in noisy_a.shape[2:])
-    step = -(-len(noisy_a) // max(1, min(2048, 2**22 // (h * w))))
-    a, b = (blocks(images[::step, :, :h, :w].float() / 255) for images in (noisy_a, noisy_b))  # (blocks, C, h, w)
+    a, b = (blocks(looked_at(images)) for images in (noisy_a, noisy_b))  # (blocks, C, h, w)
     difference = a - b
     offsets = [ratio(d.mean((1, 2)), d.square().mean((1, 2)).sqrt()) for d in difference.unbind(1)]
     centred = difference - difference.mean((0, 2, 3), keepdim=True)
@@ -1310,6 +1307,13 @@ def measure_noise(noisy_a, noisy_b):
         channel_ratio=math.sqrt(strongest / weakest) if weakest > 0 else math.inf if strongest > 0 else 1.0,
         errors=(correlation_error, line_error, imbalance_error, offset_error),
     )
+
+
+def looked_at(images):
+    """Up to four million pixels of (N, C, H, W) in [0, 255], as [0, 1]: evenly spaced images, cut to 256 x 256."""
+    h, w = (min(size, 256) for size in images.shape[2:])
+    step = -(-len(images) // max(1, min(2048, 2**22 // (h * w))))
+    return images[::step, :, :h, :w].float() / 255
 
 
 def blocks(images, side=16):

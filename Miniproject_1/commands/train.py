@@ -73,6 +73,7 @@ from Miniproject_1.model import (
     least_epochs,
     lr_factor,
     measure_noise,
+    noise_variance,
     save_atomically,
 )
 from Miniproject_1.others.data import check_writable, read_checkpoint
@@ -183,7 +184,7 @@ class Run:
     def __init__(self, model, learnt, seed):
         self.model, self.start = model, model.pairs_seen
         model.noise = measure_noise(learnt.first, learnt.second)
-        recipe = model.recipe.decided(model.noise)
+        recipe = model.recipe.decided(model.noise, noise_variance(learnt.first, learnt.second))
         self.pairs = Pairs(learnt.first, learnt.second, model.device)
         kind = SharedTraining if in_group() else Training
         self.training = kind(model.network, recipe, seed + model.pairs_seen)

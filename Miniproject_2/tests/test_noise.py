@@ -130,5 +130,14 @@ def test_large_sets_cost_no_more():
 def test_both_projects_measure_alike():
     if not hasattr(project_1, "measure_noise"):
         pytest.skip("project 1 has no measure_noise yet")
-    for name in ("PairNoise", "measure_noise", "blocks", "products", "line_products", "ratio", "least_epochs"):
+    for name in (
+        "PairNoise",
+        "measure_noise",
+        "looked_at",
+        "blocks",
+        "products",
+        "line_products",
+        "ratio",
+        "least_epochs",
+    ):
         assert inspect.getsource(getattr(ours, name)) == inspect.getsource(getattr(project_1, name)), name
