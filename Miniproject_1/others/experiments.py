@@ -336,7 +336,8 @@ VARIANTS = {
 
 
 def make_model(variant, seed):
-    recipe = Recipe(**{"min_pairs": 0, "both_directions": False, **variant.recipe})  # as many passes as are asked for
+    fixed = {"min_pairs": 0, "both_directions": False, "last_lr": 1.0}  # as many passes as are asked for
+    recipe = Recipe(**fixed | variant.recipe)
     sizes = (BASE if variant.name == "residual_unet" else {}) | variant.sizes
     model = Model(variant.name, recipe=recipe, seed=seed, **sizes)
     if variant.network is not None:
