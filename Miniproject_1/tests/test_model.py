@@ -974,6 +974,28 @@ def test_views_that_take_an_image_away_from_the_other_one_are_not_averaged():
     assert model.views() == [(project.D4[0], False, False)]
 
 
+def test_little_noise_is_learnt_without_more_of_it_at_first():
+    clean, losses = smooth_images(64), []
+    a, b = noisy_versions(clean, sigma=1)
+    model = Model(width=16, seed=1)
+    model.train(a, b, 1, progress=lambda step, steps, loss: losses.append(loss.item()))
+    assert max(losses) < 1.5 * losses[0]
+    assert squared_error(model.predict(a, False), clean) < 0.8 * squared_error(a, clean)
+
+
+def test_the_last_layer_learns_as_its_share_says():
+    after = []
+    for share in (1.0, 0.25, 0.0):
+        model = Model(width=8, recipe=Recipe(last_lr=share))
+        training = Training(model.network, model.recipe, 0)
+        before = model.network.last.weight.detach().clone()
+        training.step(*(images / 255 for images in noisy_versions(smooth_images(4))), 1.0)
+        after.append((model.network.last.weight - before).abs().max().item())
+    assert after[1] == pytest.approx(after[0] / 4, rel=1e-3) and after[2] == 0 < after[0]
+    with pytest.raises(ValueError, match="last_lr"):
+        Recipe(last_lr=-1)
+
+
 @pytest.mark.parametrize("loss", ["l2", "l1"])
 def test_a_training_in_vain_gives_a_warning(loss):
     pairs = noisy_versions(smooth_images(16))
@@ -1153,7 +1175,9 @@ def test_values_of_another_scale_give_a_warning(scale, dtype, warned):
 def test_layers_of_images_learn_by_adam_for_any_number_of_channels(network, channels):
     model = Model(network, in_channels=channels, width=16)
     training = Training(model.network, Recipe(), 0)
-    muon, adam = ({id(p) for p in optimizer.param_groups[0]["params"]} for optimizer in training.optimizers)
+    muon, adam = (
+        {id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in training.optimizers
+    )
     weights = [p for p in model.network.parameters() if p.ndim == 4]
     of_images = [p for p in weights if id(p) in adam]
     assert {p.shape[1] for p in of_images} | {p.shape[0] for p in of_images} >= {channels} and len(of_images) == 2
