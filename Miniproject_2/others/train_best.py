@@ -3,10 +3,15 @@
     python -m Miniproject_2.others.train_best PHOTOS --pairs 600000 --draws 32 --inputs 8 --negatives 0.25 \\
         --width 160 --deep-width 320 --seed 1 --validate val_data.pkl --out new.pth
 
-is the run that made them (with a larger `--pairs` until the rate began to fall, so its warm-up was longer). Only noisy
-pairs are ever drawn; `--draws` is explained in project 1's `train_best.py`. The run may be stopped at any time; the
-same command resumes it exactly, from its checkpoint `new.pth.checkpoint`. The learning rate rises, stays constant and
-falls to zero over the last part of the pairs. `new.pth` always holds the averaged weights so far. With
+is the first run of three (with a larger `--pairs` until the rate began to fall, so its warm-up was longer). The others
+went on from its end, by `--start`, with flat pairs, since it shifted saturated colours by up to 75 grey values:
+
+    --pairs 60000 --round 10000 --flat-pairs 0.03 --lr 4e-3 --decay 0.9 --warm-up 0.05 --seed 2
+    --pairs 100000 --round 10000 --flat-pairs 0.06 --lr 6e-3 --decay 0.9 --warm-up 0.05 --seed 3
+
+Only noisy pairs are ever drawn; `--draws` is explained in project 1's `train_best.py`. The run may be stopped at any
+time; the same command resumes it exactly, from its checkpoint `new.pth.checkpoint`. The learning rate rises, stays
+constant and falls to zero over the last part of the pairs. `new.pth` always holds the averaged weights so far. With
 `--negatives 0.25` a quarter of the batches are negatives: dark, saturated colours become bright and pale.
 """
 

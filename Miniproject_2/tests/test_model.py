@@ -109,6 +109,16 @@ def test_the_shipped_weights_keep_the_colour_of_small_images():
     assert psnr(model, noisy, clean) > psnr(lambda x: x, noisy, clean) + 1
 
 
+@pytest.mark.parametrize("side", [2, 16, 65])
+def test_the_shipped_weights_keep_saturated_colours(side):
+    """The README's limit, with self-ensemble and, at 65 pixels a side, without."""
+    model = ours.Model(device="cpu")
+    model.load_pretrained_model()
+    levels = torch.tensor([0.0, 64.0, 128.0, 255.0])
+    clean = torch.cartesian_prod(levels, levels, levels).view(-1, 3, 1, 1).expand(-1, 3, side, side)
+    assert (model.predict(clean) - clean).abs().max() < 14
+
+
 def test_reach_is_enough_and_a_multiple_of_four():
     for sizes in (SMALL, NEAREST):
         model = ours.Model(**sizes)
