@@ -342,6 +342,12 @@ def classics():
             image.astype(np.float64), sigma=sigma, method="BayesShrink", convert2ycbcr=False, channel_axis=-1
         )
 
+    def block_matching(image, sigma):
+        """BM3D; its colour transform divides by the range of the colours, which grey images do not have."""
+        if (image == image[..., :1]).all():
+            return np.repeat(bm3d.bm3d(image[..., 0], sigma)[..., None], 3, 2)
+        return bm3d.bm3d_rgb(image, sigma)
+
     def variation(image, weight):
         return restoration.denoise_tv_chambolle(image, weight=weight, channel_axis=-1)
 
@@ -351,7 +357,7 @@ def classics():
         "bilateral filter": (bilateral, [[c, s] for c in (0.2, 0.4, 0.8, 1.6) for s in (0.5, 0.6, 0.7, 0.8, 1.0)]),
         "non-local means": (non_local, [[p, h] for p in (3, 5) for h in (0.05, 0.08, 0.1, 0.13, 0.17)]),
         "wavelet shrinkage": (wavelet, [0.05, 0.07, 0.1, 0.13]),
-        "BM3D": (bm3d.bm3d_rgb, [0.05, 0.07, 0.1]),
+        "BM3D": (block_matching, [0.05, 0.07, 0.1]),
         "total variation": (variation, [0.05, 0.08, 0.1, 0.13, 0.16, 0.2]),
     }
 
