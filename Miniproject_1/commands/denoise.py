@@ -137,6 +137,8 @@ def plan(inputs, out, quiet=False):
 def jobs_of(given, out, quiet):
     if not given.is_dir():
         return [Job(given, out / given.name)]
+    if os.path.realpath(given) == os.path.realpath(out):
+        raise ValueError(f"{out} is the input folder, whose pictures are never overwritten; choose another one for -o")
     errors = []
     pictures, others = files_below(given, out, errors.append)
     if not quiet and is_first():

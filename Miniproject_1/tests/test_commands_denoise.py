@@ -213,6 +213,16 @@ def test_inputs_are_never_overwritten(tmp_path, identity, capsys):
     assert source.read_bytes() == content
 
 
+def test_the_input_folder_cannot_be_the_output_folder(tmp_path, identity, capsys):
+    for folder in ("in", "more"):
+        write(tmp_path / folder / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for out in ("in", "link"):
+        given = ["denoise", f"{tmp_path}/more", f"{tmp_path}/in", "-o", f"{tmp_path}/{out}", "--force"]
+        assert main([*given, "--weights", str(identity)]) == 1
+        assert f"{tmp_path}/{out} is the input folder, whose pictures are never" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("page", "reason"),
     [
