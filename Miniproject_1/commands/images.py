@@ -9,6 +9,7 @@ and tifffile reads floating TIFF and writes what Pillow cannot. Both are the ext
 
 import contextlib
 import io
+import itertools
 import logging
 import lzma
 import math
@@ -34,6 +35,7 @@ ENDINGS = {
     ".tiff": "TIFF",
 }
 DEFAULT_MEGAPIXELS = 200  # larger pictures are refused: a file of some kilobytes can claim terabytes
+LARGEST_TIFF = 2**32 - 2**25  # bytes of pixels; offsets in larger files need 64 bits, as a BigTIFF has them
 DEFAULT_QUALITY = 95  # of JPEG and lossy WebP
 CHANNELS = {"grey": 1, "RGB": 3, "CMYK": 4}
 PNG_COLOUR_TYPES = {("grey", False): 0, ("RGB", False): 2, ("grey", True): 4, ("RGB", True): 6}
@@ -170,12 +172,13 @@ def need_numpy():
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
+def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None, page=None):
     """Reads a PNG, JPEG, WebP or TIFF, told apart by content, not by name.
 
     Args:
         max_megapixels: larger pictures are refused before they are decoded.
         value_range: (low, high), the values that correspond to black and white. None: see `default_range`.
+        page: number of the page of a TIFF, from 0. None: it must have only one, else `SeveralPages` is raised.
 
     Raises ValueError for a file that is damaged, too large or of an unsupported kind; OSError if there is none.
     """
@@ -185,7 +188,7 @@ def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
         raise FileNotFoundError("no such file" if not path.exists() else "not a file")
     try:
         with silence(), no_pixel_limit(Image), open(path, "rb") as file:
-            picture = decode(file, max_megapixels)
+            picture = decode(file, max_megapixels, page)
     except (Refused, ImportError):
         raise
     except MemoryError as error:
@@ -203,6 +206,33 @@ def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
 
 class Refused(ValueError):
     """A picture that could be decoded but is not; the message says why."""
+
+
+class SeveralPages(Refused):
+    """A TIFF of several pages, which may be read one by one."""
+
+    def __init__(self, pages):
+        super().__init__(f"it holds {pages} pictures; only files of one picture are read: split it into single pages")
+        self.pages = pages
+
+
+def range_of_pages(path, pages, max_megapixels=DEFAULT_MEGAPIXELS):
+    """The widest `default_range` of the pages of a TIFF. ValueError if they differ in size or kind."""
+    kinds, ranges = set(), []
+    for page in range(pages):
+        try:
+            picture = read_picture(path, max_megapixels, page=page)
+        except ValueError as error:
+            raise ValueError(f"page {page + 1} of {pages}: {error}") from error
+        kinds.add((picture.pixels.shape, str(picture.pixels.dtype), picture.space, picture.alpha))
+        if len(kinds) > 1:
+            raise ValueError(
+                f"it holds {pages} pictures that differ in size or kind, as copies in other sizes do: save those that "
+                "you want as files of one picture"
+            )
+        ranges.append(picture.value_range)
+    lows, highs = zip(*ranges, strict=True)
+    return min(lows), max(highs)
 
 
 def default_range(values):
@@ -272,18 +302,20 @@ def check_size(width, height, max_megapixels):
         )
 
 
-def decode(file, max_megapixels):
+def decode(file, max_megapixels, page=None):
     Image = need_pillow()
     head = file.read(4)
     file.seek(0)
-    if head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and not pillow_reads_tiff(file):
-        return decode_with_tifffile(file, max_megapixels)
+    if page is not None or (head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and not pillow_reads_tiff(file)):
+        return decode_with_tifffile(file, max_megapixels, page)
     file.seek(0)
     try:
         image = Image.open(file, formats=["PNG", "JPEG", "WEBP", "TIFF"])
     except Image.UnidentifiedImageError as error:
         raise Refused("not a readable PNG, JPEG, WebP or TIFF") from error
     check_size(*image.size, max_megapixels)
+    if image.format == "TIFF" and image.n_frames > 1:
+        raise SeveralPages(image.n_frames)
     if image.format not in ("JPEG", "MPO") and getattr(image, "n_frames", 1) > 1:
         raise Refused(f"it holds {image.n_frames} pictures; only files of one picture are read")
     return decode_with_pillow(image, file)
@@ -454,17 +486,19 @@ def other_order(name):
     return name[:-1] + {"L": "B", "B": "L"}[native if name[-1] == "N" else name[-1]]
 
 
-def decode_with_tifffile(file, max_megapixels):
-    """Decodes a TIFF that Pillow does not: floating, or 16 bits in planes."""
+def decode_with_tifffile(file, max_megapixels, number=None):
+    """Decodes a TIFF that Pillow does not, floating or 16 bits in planes, or one page of several."""
     tifffile, numpy = need_tifffile(), need_numpy()
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        if len(tiff.pages) > 1:
-            raise Refused(f"it holds {len(tiff.pages)} pictures; only files of one picture are read")
-        page = tiff.pages[0]
-        refuse_more_than_shown({tag.code: tag.value for tag in page.tags})
+        page = tiff.pages[number or 0]
+        if number is None and len(tiff.pages) > 1:
+            raise SeveralPages(len(tiff.pages))
+        if number is None:
+            refuse_more_than_shown({tag.code: tag.value for tag in page.tags})
         check_size(page.imagewidth, page.imagelength, max_megapixels)
-        if page.dtype is None or (page.dtype.kind != "f" and page.dtype != "uint16") or page.imagedepth != 1:
+        kind = page.dtype is not None and ("float32" if page.dtype.kind == "f" else str(page.dtype))
+        if kind not in ("uint8", "uint16", "float32") or page.imagedepth != 1:
             raise Refused(f"TIFFs of {page.dtype} are not read; use unsigned 8 or 16 bits, or floating point")
         space, alpha = tiff_space(page)
         check_segments(page, file)
@@ -485,7 +519,7 @@ def decode_with_tifffile(file, max_megapixels):
     exif, notes = need_pillow().Exif(), not_kept(tags)
     if pixels.dtype.itemsize > 4:
         notes.append(f"its {pixels.dtype} values become float32")
-    pixels = upright(pixels.astype("float32" if pixels.dtype.kind == "f" else "uint16"), orientation)
+    pixels = upright(pixels.astype(kind), orientation)
     if alpha and extra == [UNKNOWN]:
         pixels, alpha = pixels[:, :, :-1], False
         notes.append(EXTRA_CHANNEL)
@@ -769,7 +803,24 @@ def png_chunks(content):
 
 def write_deep_tiff(picture, file):
     """A TIFF of floating point or 16-bit colour, by tifffile."""
-    tifffile, exif = need_tifffile(), picture.exif or {}
+    need_tifffile().imwrite(file, **tiff_page(picture))
+
+
+def write_stack(pictures, count, path, *, overwrite=False):
+    """Writes an iterator over `count` pictures as the pages of a TIFF; it appears whole or not at all.
+
+    Pictures are asked for one at a time. Raises FileExistsError as `write_picture`.
+    """
+    first = next(pictures)
+    large = count * first.pixels.nbytes > LARGEST_TIFF
+    with whole_file(Path(path), overwrite) as file, need_tifffile().TiffWriter(file, bigtiff=large) as writer:
+        for picture in itertools.chain([first], pictures):
+            writer.write(**tiff_page(picture))
+
+
+def tiff_page(picture):
+    """A picture with all that belongs to it, as arguments of tifffile's `write`."""
+    exif = picture.exif or {}
     photometric = {"grey": "minisblack", "RGB": "rgb", "CMYK": "separated"}[picture.space]
     if picture.encoding.get("inverted"):
         photometric = "miniswhite"
@@ -780,17 +831,16 @@ def write_deep_tiff(picture, file):
         picture.notes.append(LOST_EXIF)
     extra = [(XMP, 1, len(picture.xmp), picture.xmp, True)] if picture.xmp else []
     pixels = picture.pixels[:, :, 0] if picture.pixels.shape[2] == 1 else picture.pixels
-    tifffile.imwrite(
-        file,
-        pixels,
-        photometric=photometric,
-        planarconfig="contig" if pixels.ndim == 3 else None,
-        extrasamples=["unassalpha"] if picture.alpha else None,
-        compression="zlib",
-        iccprofile=picture.icc,
-        resolution=picture.dpi or picture.encoding.get("scale"),
-        resolutionunit="inch" if picture.dpi else "none" if picture.encoding.get("scale") else None,
-        metadata=None,
-        software=False,
-        extratags=texts + extra,
-    )
+    return {
+        "data": pixels,
+        "photometric": photometric,
+        "planarconfig": "contig" if pixels.ndim == 3 else None,
+        "extrasamples": ["unassalpha"] if picture.alpha else None,
+        "compression": "zlib",
+        "iccprofile": picture.icc,
+        "resolution": picture.dpi or picture.encoding.get("scale"),
+        "resolutionunit": "inch" if picture.dpi else "none" if picture.encoding.get("scale") else None,
+        "metadata": None,
+        "software": False,
+        "extratags": texts + extra,
+    }
