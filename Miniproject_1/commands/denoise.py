@@ -32,6 +32,7 @@ from Miniproject_1.commands.images import (
     check_holds,
     range_in_words,
     range_of_pages,
+    read_pages,
     read_picture,
     write_picture,
     write_stack,
@@ -237,17 +238,16 @@ def pictures_of(job, options):
     except SeveralPages as stack:
         if ENDINGS.get(job.target.suffix.lower()) != "TIFF":
             raise ValueError(f"only TIFF holds {stack.pages} pictures; write it to a name that ends in .tif") from stack
-        return stack.pages, pages_of(job.source, stack.pages, options)
+        return stack.pages, pages_of(job.source, options)
     check_holds(picture, job.target)
     picture.note_range()
     return 1, [picture]
 
 
-def pages_of(path, count, options):
+def pages_of(path, options):
     """The pages of a TIFF, one at a time, all with the same range. ValueError if they differ in size or kind."""
-    widest = range_of_pages(path, count, options.max_megapixels)
-    for number in range(count):
-        picture = read_picture(path, options.max_megapixels, options.range or widest, number)
+    widest = range_of_pages(path, options.max_megapixels)
+    for picture in read_pages(path, options.max_megapixels, options.range or widest):
         picture.keep_outliers = options.range is None
         note = range_in_words(picture.value_range, picture.pixels.dtype)
         picture.notes += [note] if note else []

@@ -172,32 +172,60 @@ def need_numpy():
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None, page=None):
+def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
     """Reads a PNG, JPEG, WebP or TIFF, told apart by content, not by name.
 
     Args:
         max_megapixels: larger pictures are refused before they are decoded.
         value_range: (low, high), the values that correspond to black and white. None: see `default_range`.
-        page: number of the page of a TIFF, from 0. None: it must have only one, else `SeveralPages` is raised.
 
-    Raises ValueError for a file that is damaged, too large or of an unsupported kind; OSError if there is none.
+    Raises ValueError for a file that is damaged, too large or of an unsupported kind, `SeveralPages` for a TIFF that
+    `read_pages` may read; OSError if there is none.
     """
-    Image, numpy = need_pillow(), need_numpy()
+    Image = need_pillow()
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError("no such file" if not path.exists() else "not a file")
+    with plain_errors(), no_pixel_limit(Image), open(path, "rb") as file:
+        picture = decode(file, max_megapixels)
+    return checked(picture, value_range)
+
+
+def read_pages(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
+    """The pages of a TIFF as `Picture`s, one at a time; arguments and errors as of `read_picture`."""
+    with open(path, "rb") as file:
+        with plain_errors():
+            pages = need_tifffile().TiffFile(file).pages
+            count = len(pages)
+        for number in range(count):
+            try:
+                with plain_errors():
+                    picture = decode_page(pages[number], file, max_megapixels)
+                picture = checked(picture, value_range)
+            except ValueError as error:
+                raise ValueError(f"page {number + 1} of {count}: {error}") from error
+            yield picture
+
+
+@contextlib.contextmanager
+def plain_errors():
+    """Says what is wrong with a file in one ValueError, without warnings."""
     try:
-        with silence(), no_pixel_limit(Image), open(path, "rb") as file:
-            picture = decode(file, max_megapixels, page)
+        with silence():
+            yield
     except (Refused, ImportError):
         raise
     except MemoryError as error:
         raise ValueError("not enough memory for this picture") from error
     except Exception as error:  # damaged files make the decoders raise a dozen kinds
         raise ValueError(f"not a readable picture: {error or type(error).__name__}") from error
+
+
+def checked(picture, value_range):
+    """A decoded picture with its range, or by default its own. ValueError if it has no pixel or not only numbers."""
     if picture.pixels.size == 0:
         raise ValueError("the picture has no pixel")
-    if picture.pixels.dtype.kind == "f" and not numpy.isfinite(picture.pixels).all():
+    if picture.pixels.dtype.kind == "f" and not need_numpy().isfinite(picture.pixels).all():
         raise ValueError("the picture holds NaN or infinite values; replace them first")
     picture.value_range = value_range or default_range(picture.pixels[:, :, : picture.colours])
     picture.keep_outliers = value_range is None
@@ -209,26 +237,22 @@ class Refused(ValueError):
 
 
 class SeveralPages(Refused):
-    """A TIFF of several pages, which may be read one by one."""
+    """A TIFF of several pages, which `read_pages` may read."""
 
     def __init__(self, pages):
         super().__init__(f"it holds {pages} pictures; only files of one picture are read: split it into single pages")
         self.pages = pages
 
 
-def range_of_pages(path, pages, max_megapixels=DEFAULT_MEGAPIXELS):
+def range_of_pages(path, max_megapixels=DEFAULT_MEGAPIXELS):
     """The widest `default_range` of the pages of a TIFF. ValueError if they differ in size or kind."""
     kinds, ranges = set(), []
-    for page in range(pages):
-        try:
-            picture = read_picture(path, max_megapixels, page=page)
-        except ValueError as error:
-            raise ValueError(f"page {page + 1} of {pages}: {error}") from error
+    for picture in read_pages(path, max_megapixels):
         kinds.add((picture.pixels.shape, str(picture.pixels.dtype), picture.space, picture.alpha))
         if len(kinds) > 1:
             raise ValueError(
-                f"it holds {pages} pictures that differ in size or kind, as copies in other sizes do: save those that "
-                "you want as files of one picture"
+                "its pages differ in size or kind, as copies in other sizes do: save those that you want as files of "
+                "one picture"
             )
         ranges.append(picture.value_range)
     lows, highs = zip(*ranges, strict=True)
@@ -302,12 +326,12 @@ def check_size(width, height, max_megapixels):
         )
 
 
-def decode(file, max_megapixels, page=None):
+def decode(file, max_megapixels):
     Image = need_pillow()
     head = file.read(4)
     file.seek(0)
-    if page is not None or (head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and not pillow_reads_tiff(file)):
-        return decode_with_tifffile(file, max_megapixels, page)
+    if head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and not pillow_reads_tiff(file):
+        return decode_with_tifffile(file, max_megapixels)
     file.seek(0)
     try:
         image = Image.open(file, formats=["PNG", "JPEG", "WEBP", "TIFF"])
@@ -486,40 +510,43 @@ def other_order(name):
     return name[:-1] + {"L": "B", "B": "L"}[native if name[-1] == "N" else name[-1]]
 
 
-def decode_with_tifffile(file, max_megapixels, number=None):
-    """Decodes a TIFF that Pillow does not, floating or 16 bits in planes, or one page of several."""
-    tifffile, numpy = need_tifffile(), need_numpy()
+def decode_with_tifffile(file, max_megapixels):
+    """Decodes a TIFF that Pillow does not: floating, or 16 bits in planes."""
     file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages[number or 0]
-        if number is None and len(tiff.pages) > 1:
+    with need_tifffile().TiffFile(file) as tiff:
+        if len(tiff.pages) > 1:
             raise SeveralPages(len(tiff.pages))
-        if number is None:
-            refuse_more_than_shown({tag.code: tag.value for tag in page.tags})
-        check_size(page.imagewidth, page.imagelength, max_megapixels)
-        kind = page.dtype is not None and ("float32" if page.dtype.kind == "f" else str(page.dtype))
-        if kind not in ("uint8", "uint16", "float32") or page.imagedepth != 1:
-            raise Refused(f"TIFFs of {page.dtype} are not read; use unsigned 8 or 16 bits, or floating point")
-        space, alpha = tiff_space(page)
-        check_segments(page, file)
-        try:
-            pixels = page.asarray(maxworkers=1)
-        except (KeyError, ImportError) as error:
-            raise Refused(
-                f"it is compressed in a way that needs imagecodecs: pip install imagecodecs ({error})"
-            ) from error
-        if page.planarconfig == 2 and page.samplesperpixel > 1:
-            pixels = numpy.moveaxis(pixels, 0, 2)
-        pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
-        extra = [int(kind) for kind in page.extrasamples]
-        tags = {tag.code: tag.value for tag in page.tags if tag.code in LOOKED_AT}
-        dpi = page.get_resolution("inch") if 282 in page.tags and page.resolutionunit != 1 else None
+        page = tiff.pages[0]
+        refuse_more_than_shown({tag.code: tag.value for tag in page.tags})
+        return decode_page(page, file, max_megapixels)
+
+
+def decode_page(page, file, max_megapixels):
+    """Decodes a page of tifffile: 8 or 16 bits, or floating."""
+    numpy = need_numpy()
+    check_size(page.imagewidth, page.imagelength, max_megapixels)
+    dtype = page.dtype is not None and ("float32" if page.dtype.kind == "f" else str(page.dtype))
+    if dtype not in ("uint8", "uint16", "float32") or page.imagedepth != 1:
+        raise Refused(f"TIFFs of {page.dtype} are not read; use unsigned 8 or 16 bits, or floating point")
+    space, alpha = tiff_space(page)
+    check_segments(page, file)
+    try:
+        pixels = page.asarray(maxworkers=1)
+    except (KeyError, ImportError) as error:
+        raise Refused(f"it is compressed in a way that needs imagecodecs: pip install imagecodecs ({error})") from error
+    in_planes = page.planarconfig == IN_PLANES and page.samplesperpixel > 1
+    if in_planes:
+        pixels = numpy.moveaxis(pixels, 0, 2)
+    pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
+    extra = [int(kind) for kind in page.extrasamples]
+    tags = {tag.code: tag.value for tag in page.tags if tag.code in LOOKED_AT}
+    dpi = page.get_resolution("inch") if 282 in page.tags and page.resolutionunit != 1 else None
     orientation = int(tags.get(ORIENTATION, 1))
-    encoding = {"inverted": page.photometric == 0, "scale": pixels_per_unit(tags)}
+    encoding = {"inverted": page.photometric == 0, "planes": in_planes, "scale": pixels_per_unit(tags)}
     exif, notes = need_pillow().Exif(), not_kept(tags)
     if pixels.dtype.itemsize > 4:
         notes.append(f"its {pixels.dtype} values become float32")
-    pixels = upright(pixels.astype(kind), orientation)
+    pixels = upright(pixels.astype(dtype), orientation)
     if alpha and extra == [UNKNOWN]:
         pixels, alpha = pixels[:, :, :-1], False
         notes.append(EXTRA_CHANNEL)
@@ -830,11 +857,15 @@ def tiff_page(picture):
     if {EXIF_IFD, GPS_IFD} & set(exif):
         picture.notes.append(LOST_EXIF)
     extra = [(XMP, 1, len(picture.xmp), picture.xmp, True)] if picture.xmp else []
-    pixels = picture.pixels[:, :, 0] if picture.pixels.shape[2] == 1 else picture.pixels
+    pixels, planes = picture.pixels, picture.encoding.get("planes") and picture.pixels.shape[2] > 1
+    if planes:
+        pixels = need_numpy().moveaxis(pixels, 2, 0)
+    elif pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
     return {
         "data": pixels,
         "photometric": photometric,
-        "planarconfig": "contig" if pixels.ndim == 3 else None,
+        "planarconfig": "separate" if planes else "contig" if pixels.ndim == 3 else None,
         "extrasamples": ["unassalpha"] if picture.alpha else None,
         "compression": "zlib",
         "iccprofile": picture.icc,
