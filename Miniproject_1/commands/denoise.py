@@ -5,8 +5,9 @@
 
 OUT is a file if IN is one file and OUT has an ending, else a folder that keeps the structure of input folders; hidden
 files and folders in these are skipped. Alpha, EXIF, ICC profile, resolution and bit depth are kept; pictures are turned
-upright. For black and white, see --range. The noise before and after is estimated from the picture itself, in 1/255
-of the range: fine texture counts as noise, coarse noise does not. (Donoho and Johnstone's median with Immerkaer's
+upright. A TIFF of several pages, all of one size and kind, becomes one of as many, each page denoised by itself, with
+one range for all. For black and white, see --range. The noise before and after is estimated from the picture itself, in
+1/255 of the range: fine texture counts as noise, coarse noise does not. (Donoho and Johnstone's median with Immerkaer's
 mask, at full and at half size.)
 
 Memory: about 40 bytes per pixel of the largest picture, plus 0.6 GB for torch and the rows that are predicted at
@@ -27,9 +28,14 @@ from Miniproject_1.commands.images import (
     DEFAULT_QUALITY,
     ENDINGS,
     TEMPORARY,
+    SeveralPages,
     check_holds,
+    range_in_words,
+    range_of_pages,
+    read_pages,
     read_picture,
     write_picture,
+    write_stack,
 )
 from Miniproject_1.commands.noise import noise_level
 from Miniproject_1.commands.progress import progress_bar
@@ -40,6 +46,7 @@ from Miniproject_1.others.data import check_new, check_writable, say_left_out, v
 
 BAND, MARGIN = 640, 64  # rows that are predicted at once, and rows around them that are discarded
 HARDLY_ANY = 2  # grey values of noise: from pictures with less, weights take detail as well
+LITTLE_NOISE = f"with noise below {HARDLY_ANY} of 255, detail may be lost; --strength 0.5 keeps half of it"
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Job:
 
 
 def add_arguments(parser):
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="picture, or folder of pictures")
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="picture, TIFF of several pages, or folder")
     parser.add_argument("-o", "--out", type=Path, required=True, help="file to write, or folder to write to")
     add_weights(parser)
     parser.add_argument("--strength", type=share, default=1.0, help="0: unchanged, 1: fully denoised (default: 1)")
@@ -138,6 +145,8 @@ def plan(inputs, out, quiet=False):
 def jobs_of(given, out, quiet):
     if not given.is_dir():
         return [Job(given, out / given.name)]
+    if os.path.realpath(given) == os.path.realpath(out):
+        raise ValueError(f"{out} is the input folder, whose pictures are never overwritten; choose another one for -o")
     errors = []
     pictures, others = files_below(given, out, errors.append)
     if not quiet and is_first():
@@ -224,44 +233,83 @@ def denoised(model, picture, strength=1.0, ensemble=None, progress=None):
     return result.pixels
 
 
+def pictures_of(job, options):
+    """How many pictures the file of a job holds, and these; those of several pages are read one at a time."""
+    try:
+        picture = read_picture(job.source, options.max_megapixels, options.range)
+    except SeveralPages as stack:
+        if ENDINGS.get(job.target.suffix.lower()) != "TIFF":
+            raise ValueError(f"only TIFF holds {stack.pages} pictures; write it to a name that ends in .tif") from stack
+        return stack.pages, pages_of(job.source, options)
+    check_holds(picture, job.target)
+    picture.note_range()
+    return 1, [picture]
+
+
+def pages_of(path, options):
+    """The pages of a TIFF, one at a time, all with the same range. ValueError if they differ in size or kind."""
+    widest = range_of_pages(path, options.max_megapixels)
+    for picture in read_pages(path, options.max_megapixels, options.range or widest):
+        picture.reach = 1 if options.range else 0
+        note = range_in_words(picture.value_range, picture.pixels.dtype)
+        picture.notes += [note] if note else []
+        yield picture
+
+
 def do(job, model, options, page, progress=None):
-    """Denoises one picture; returns the facts to be printed."""
+    """Denoises the pictures of one file, of which the page shows the first; returns the facts to be printed."""
     began = time.monotonic()
     if job.error:
         raise job.error
     check_new(job.target, options.force)
-    picture = read_picture(job.source, options.max_megapixels, options.range)
-    check_holds(picture, job.target)
-    picture.note_range()
-    before, shown = noise_level(picture), page and png_to_show(picture)
-    if before < HARDLY_ANY:
-        picture.notes.append(
-            f"with noise below {HARDLY_ANY} of 255, detail may be lost; --strength 0.5 keeps half of it"
-        )
-    picture.pixels = denoised(model, picture, options.strength, options.ensemble or None, progress)
-    after = noise_level(picture)
-    write_picture(picture, job.target, overwrite=options.force, quality=options.quality)
+    count, pictures = pictures_of(job, options)
+    facts, levels, notes, shown = [], [], {}, []
+
+    def results():
+        for number, picture in enumerate(pictures):
+            part = progress and (lambda done, parts, n=number: progress(n * parts + done, count * parts))
+            before, shows = noise_level(picture), page and not number
+            if before < HARDLY_ANY:
+                picture.notes.append(LITTLE_NOISE)
+            if shows:
+                shown.append(png_to_show(picture))
+            picture.pixels = denoised(model, picture, options.strength, options.ensemble or None, part)
+            if shows:
+                shown.append(png_to_show(picture))
+            facts.append((*picture.pixels.shape[:2], str(picture.pixels.dtype), list(picture.value_range)))
+            levels.append((before, noise_level(picture)))
+            yield picture
+            notes.update(dict.fromkeys(picture.notes))  # writing adds some
+
+    if count > 1:
+        write_stack(results(), count, job.target, overwrite=options.force)
+    else:
+        for picture in results():
+            write_picture(picture, job.target, overwrite=options.force, quality=options.quality)
     if page:
-        page.add(job.source.name, shown, png_to_show(picture), before, after)
-    height, width = picture.pixels.shape[:2]
+        page.add(job.source.name, *shown, *levels[0])
+    height, width, kind, value_range = facts[0]
+    before, after = (sum(part) / count for part in zip(*levels, strict=True))
     return {
         "input": str(job.source),
         "output": str(job.target),
+        "pages": count,
         "width": width,
         "height": height,
-        "type": str(picture.pixels.dtype),
-        "range": list(picture.value_range),
+        "type": kind,
+        "range": value_range,
         "noise_before": round(before, 2),
         "noise_after": round(after, 2),
         "seconds": round(time.monotonic() - began, 2),
-        "notes": picture.notes,
+        "notes": list(notes),
     }
 
 
 def sentence(facts):
     notes = f" ({'; '.join(facts['notes'])})" if facts["notes"] else ""
+    pages = f"{facts['pages']} pages of " if facts["pages"] > 1 else ""
     return (
-        f"{facts['input']} -> {facts['output']}: {facts['width']} x {facts['height']}, noise "
+        f"{facts['input']} -> {facts['output']}: {pages}{facts['width']} x {facts['height']}, noise "
         f"{facts['noise_before']:.1f} -> {facts['noise_after']:.1f} of 255, {facts['seconds']:.1f} s{notes}"
     )
 

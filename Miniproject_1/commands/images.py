@@ -9,6 +9,7 @@ and tifffile reads floating TIFF and writes what Pillow cannot. Both are the ext
 
 import contextlib
 import io
+import itertools
 import logging
 import lzma
 import math
@@ -34,6 +35,7 @@ ENDINGS = {
     ".tiff": "TIFF",
 }
 DEFAULT_MEGAPIXELS = 200  # larger pictures are refused: a file of some kilobytes can claim terabytes
+LARGEST_TIFF = 2**32 - 2**25  # bytes of pixels; offsets in larger files need 64 bits, as a BigTIFF has them
 DEFAULT_QUALITY = 95  # of JPEG and lossy WebP
 CHANNELS = {"grey": 1, "RGB": 3, "CMYK": 4}
 PNG_COLOUR_TYPES = {("grey", False): 0, ("RGB", False): 2, ("grey", True): 4, ("RGB", True): 6}
@@ -185,24 +187,53 @@ def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
         max_megapixels: larger pictures are refused before they are decoded.
         value_range: (low, high), the values that correspond to black and white. None: see `default_range`.
 
-    Raises ValueError for a file that is damaged, too large or of an unsupported kind; OSError if there is none.
+    Raises ValueError for a file that is damaged, too large or of an unsupported kind, `SeveralPages` for a TIFF that
+    `read_pages` may read; OSError if there is none.
     """
-    Image, numpy = need_pillow(), need_numpy()
+    Image = need_pillow()
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError("no such file" if not path.exists() else "not a file")
+    with plain_errors(), no_pixel_limit(Image), open(path, "rb") as file:
+        picture = decode(file, max_megapixels)
+    return checked(picture, value_range)
+
+
+def read_pages(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
+    """The pages of a TIFF as `Picture`s, one at a time; arguments and errors as of `read_picture`."""
+    with open(path, "rb") as file:
+        with plain_errors():
+            pages = need_tifffile().TiffFile(file).pages
+            count = len(pages)
+        for number in range(count):
+            try:
+                with plain_errors():
+                    picture = decode_page(pages[number], file, max_megapixels)
+                picture = checked(picture, value_range)
+            except ValueError as error:
+                raise ValueError(f"page {number + 1} of {count}: {error}") from error
+            yield picture
+
+
+@contextlib.contextmanager
+def plain_errors():
+    """Says what is wrong with a file in one ValueError, without warnings."""
     try:
-        with silence(), no_pixel_limit(Image), open(path, "rb") as file:
-            picture = decode(file, max_megapixels)
+        with silence():
+            yield
     except (Refused, ImportError):
         raise
     except MemoryError as error:
         raise ValueError("not enough memory for this picture") from error
     except Exception as error:  # damaged files make the decoders raise a dozen kinds
         raise ValueError(f"not a readable picture: {error or type(error).__name__}") from error
+
+
+def checked(picture, value_range):
+    """A decoded picture with its range, or by default its own. ValueError if it has no pixel or not only numbers."""
     if picture.pixels.size == 0:
         raise ValueError("the picture has no pixel")
-    if picture.pixels.dtype.kind == "f" and not numpy.isfinite(picture.pixels).all():
+    if picture.pixels.dtype.kind == "f" and not need_numpy().isfinite(picture.pixels).all():
         raise ValueError("the picture holds NaN or infinite values; replace them first")
     picture.value_range = value_range or default_range(picture.pixels[:, :, : picture.colours])
     picture.reach = 1 if value_range else 0  # what `to_255` clips beyond a given range is kept
@@ -211,6 +242,29 @@ def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
 
 class Refused(ValueError):
     """A picture that could be decoded but is not; the message says why."""
+
+
+class SeveralPages(Refused):
+    """A TIFF of several pages, which `read_pages` may read."""
+
+    def __init__(self, pages):
+        super().__init__(f"it holds {pages} pictures; only files of one picture are read: split it into single pages")
+        self.pages = pages
+
+
+def range_of_pages(path, max_megapixels=DEFAULT_MEGAPIXELS):
+    """The widest `default_range` of the pages of a TIFF. ValueError if they differ in size or kind."""
+    kinds, ranges = set(), []
+    for picture in read_pages(path, max_megapixels):
+        kinds.add((picture.pixels.shape, str(picture.pixels.dtype), picture.space, picture.alpha))
+        if len(kinds) > 1:
+            raise ValueError(
+                "its pages differ in size or kind, as copies in other sizes do: save those that you want as files of "
+                "one picture"
+            )
+        ranges.append(picture.value_range)
+    lows, highs = zip(*ranges, strict=True)
+    return min(lows), max(highs)
 
 
 def default_range(values):
@@ -292,6 +346,8 @@ def decode(file, max_megapixels):
     except Image.UnidentifiedImageError as error:
         raise Refused("not a readable PNG, JPEG, WebP or TIFF") from error
     check_size(*image.size, max_megapixels)
+    if image.format == "TIFF" and image.n_frames > 1:
+        raise SeveralPages(image.n_frames)
     if image.format not in ("JPEG", "MPO") and getattr(image, "n_frames", 1) > 1:
         raise Refused(f"it holds {image.n_frames} pictures; only files of one picture are read")
     return decode_with_pillow(image, file)
@@ -464,36 +520,41 @@ def other_order(name):
 
 def decode_with_tifffile(file, max_megapixels):
     """Decodes a TIFF that Pillow does not: floating, or 16 bits in planes."""
-    tifffile, numpy = need_tifffile(), need_numpy()
     file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
+    with need_tifffile().TiffFile(file) as tiff:
         if len(tiff.pages) > 1:
-            raise Refused(f"it holds {len(tiff.pages)} pictures; only files of one picture are read")
+            raise SeveralPages(len(tiff.pages))
         page = tiff.pages[0]
         refuse_more_than_shown({tag.code: tag.value for tag in page.tags})
-        check_size(page.imagewidth, page.imagelength, max_megapixels)
-        if page.dtype is None or (page.dtype.kind != "f" and page.dtype != "uint16") or page.imagedepth != 1:
-            raise Refused(f"TIFFs of {page.dtype} are not read; use unsigned 8 or 16 bits, or floating point")
-        space, alpha = tiff_space(page)
-        check_segments(page, file)
-        try:
-            pixels = page.asarray(maxworkers=1)
-        except (KeyError, ImportError) as error:
-            raise Refused(
-                f"it is compressed in a way that needs imagecodecs: pip install imagecodecs ({error})"
-            ) from error
-        if page.planarconfig == 2 and page.samplesperpixel > 1:
-            pixels = numpy.moveaxis(pixels, 0, 2)
-        pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
-        extra = [int(kind) for kind in page.extrasamples]
-        tags = {tag.code: tag.value for tag in page.tags if tag.code in LOOKED_AT}
-        dpi = page.get_resolution("inch") if 282 in page.tags and page.resolutionunit != 1 else None
+        return decode_page(page, file, max_megapixels)
+
+
+def decode_page(page, file, max_megapixels):
+    """Decodes a page of tifffile: 8 or 16 bits, or floating."""
+    numpy = need_numpy()
+    check_size(page.imagewidth, page.imagelength, max_megapixels)
+    dtype = page.dtype is not None and ("float32" if page.dtype.kind == "f" else str(page.dtype))
+    if dtype not in ("uint8", "uint16", "float32") or page.imagedepth != 1:
+        raise Refused(f"TIFFs of {page.dtype} are not read; use unsigned 8 or 16 bits, or floating point")
+    space, alpha = tiff_space(page)
+    check_segments(page, file)
+    try:
+        pixels = page.asarray(maxworkers=1)
+    except (KeyError, ImportError) as error:
+        raise Refused(f"it is compressed in a way that needs imagecodecs: pip install imagecodecs ({error})") from error
+    in_planes = page.planarconfig == IN_PLANES and page.samplesperpixel > 1
+    if in_planes:
+        pixels = numpy.moveaxis(pixels, 0, 2)
+    pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
+    extra = [int(kind) for kind in page.extrasamples]
+    tags = {tag.code: tag.value for tag in page.tags if tag.code in LOOKED_AT}
+    dpi = page.get_resolution("inch") if 282 in page.tags and page.resolutionunit != 1 else None
     orientation = int(tags.get(ORIENTATION, 1))
-    encoding = {"inverted": page.photometric == 0, "scale": pixels_per_unit(tags)}
+    encoding = {"inverted": page.photometric == 0, "planes": in_planes, "scale": pixels_per_unit(tags)}
     exif, notes = need_pillow().Exif(), not_kept(tags)
     if pixels.dtype.itemsize > 4:
         notes.append(f"its {pixels.dtype} values become float32")
-    pixels = upright(pixels.astype("float32" if pixels.dtype.kind == "f" else "uint16"), orientation)
+    pixels = upright(pixels.astype(dtype), orientation)
     if alpha and extra == [UNKNOWN]:
         pixels, alpha = pixels[:, :, :-1], False
         notes.append(EXTRA_CHANNEL)
@@ -777,7 +838,24 @@ def png_chunks(content):
 
 def write_deep_tiff(picture, file):
     """A TIFF of floating point or 16-bit colour, by tifffile."""
-    tifffile, exif = need_tifffile(), picture.exif or {}
+    need_tifffile().imwrite(file, **tiff_page(picture))
+
+
+def write_stack(pictures, count, path, *, overwrite=False):
+    """Writes an iterator over `count` pictures as the pages of a TIFF; it appears whole or not at all.
+
+    Pictures are asked for one at a time. Raises FileExistsError as `write_picture`.
+    """
+    first = next(pictures)
+    large = count * first.pixels.nbytes > LARGEST_TIFF
+    with whole_file(Path(path), overwrite) as file, need_tifffile().TiffWriter(file, bigtiff=large) as writer:
+        for picture in itertools.chain([first], pictures):
+            writer.write(**tiff_page(picture))
+
+
+def tiff_page(picture):
+    """A picture with all that belongs to it, as arguments of tifffile's `write`."""
+    exif = picture.exif or {}
     photometric = {"grey": "minisblack", "RGB": "rgb", "CMYK": "separated"}[picture.space]
     if picture.encoding.get("inverted"):
         photometric = "miniswhite"
@@ -787,18 +865,21 @@ def write_deep_tiff(picture, file):
     if {EXIF_IFD, GPS_IFD} & set(exif):
         picture.notes.append(LOST_EXIF)
     extra = [(XMP, 1, len(picture.xmp), picture.xmp, True)] if picture.xmp else []
-    pixels = picture.pixels[:, :, 0] if picture.pixels.shape[2] == 1 else picture.pixels
-    tifffile.imwrite(
-        file,
-        pixels,
-        photometric=photometric,
-        planarconfig="contig" if pixels.ndim == 3 else None,
-        extrasamples=["unassalpha"] if picture.alpha else None,
-        compression="zlib",
-        iccprofile=picture.icc,
-        resolution=picture.dpi or picture.encoding.get("scale"),
-        resolutionunit="inch" if picture.dpi else "none" if picture.encoding.get("scale") else None,
-        metadata=None,
-        software=False,
-        extratags=texts + extra,
-    )
+    pixels, planes = picture.pixels, picture.encoding.get("planes") and picture.pixels.shape[2] > 1
+    if planes:
+        pixels = need_numpy().moveaxis(pixels, 2, 0)
+    elif pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    return {
+        "data": pixels,
+        "photometric": photometric,
+        "planarconfig": "separate" if planes else "contig" if pixels.ndim == 3 else None,
+        "extrasamples": ["unassalpha"] if picture.alpha else None,
+        "compression": "zlib",
+        "iccprofile": picture.icc,
+        "resolution": picture.dpi or picture.encoding.get("scale"),
+        "resolutionunit": "inch" if picture.dpi else "none" if picture.encoding.get("scale") else None,
+        "metadata": None,
+        "software": False,
+        "extratags": texts + extra,
+    }

@@ -13,9 +13,10 @@ import math
 from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn.functional as F
 
 from Miniproject_1.commands.denoise import add_limit
-from Miniproject_1.commands.noise import level_of
+from Miniproject_1.commands.noise import level_of, level_of_two_sizes
 from Miniproject_1.commands.pairs import Scale, add_common_range, add_pairs, blocks, open_pairs
 from Miniproject_1.commands.weights import SHIPPED, add_device, load_model, predict_colours
 from Miniproject_1.model import blocks as whole_blocks
@@ -30,6 +31,14 @@ TRUSTED = 8  # standard deviations: noise alone also makes lower peaks
 LOW_PASS = 0.15  # cycles per pixel: below, pictures have more signal than noise
 SINGLE_LIMIT = 0.15  # correlation in single pictures, whose texture adds to it
 FLAT_SHARE = 10  # one in so many blocks, the flattest, shows the noise of a single picture
+# The difference of different scenes is a picture: smooth, with edges, unknown to the single pictures' noise. Noise on
+# plain ground may have any one of these, but not all: white, blurred, demosaiced and JPEG's keep well away.
+IN_COMMON = 0.2  # correlation of the two pictures, at most
+SMOOTH = 0.5  # correlation of near pixels of the difference
+EDGES = 3.5  # kurtosis of its coarse steps, which is 3 for noise
+BEYOND = 1.5  # its level, in levels of the noise of the single pictures
+FAINTEST = 5  # of 255: fainter differences are not taken for pictures, as JPEG leaves edges of its own
+UNLIKE = 0.8  # imbalance of two noises, one of three times the level of the other
 JUDGED = 128  # squares that the shipped weights are tried on
 
 
@@ -104,7 +113,7 @@ def brightness_levels(first, second):
     """
     difference = first - second
     difference = difference - difference.mean((0, 2, 3), keepdim=True)
-    bright = torch.nn.functional.avg_pool2d((first + second).mean(1, keepdim=True), 5, 1, 2, count_include_pad=False)
+    bright = F.avg_pool2d((first + second).mean(1, keepdim=True), 5, 1, 2, count_include_pad=False)
     order = bright.expand_as(difference).flatten().argsort()
     thirds = difference.flatten()[order].tensor_split(3)
     return [math.sqrt(third.square().mean().item() / 2) if len(third) else 0.0 for third in thirds]
@@ -146,7 +155,7 @@ def single_correlation(pictures):
         blocks = blocks[((blocks <= 0) | (blocks >= 255)).float().mean((1, 2, 3)) < 0.25]
         if min(blocks.shape[2:]) < 16 or not len(blocks):
             continue
-        roughness = torch.nn.functional.avg_pool2d(blocks, 4).var((2, 3)).mean(1)
+        roughness = F.avg_pool2d(blocks, 4).var((2, 3)).mean(1)
         flat = blocks[roughness.argsort()[: -(-len(blocks) // FLAT_SHARE)]]
         of_columns, of_rows = flat.diff(2, dim=2), flat.diff(2, dim=3)
         found.append(
@@ -165,6 +174,20 @@ def single_correlation(pictures):
     medians = found.median(0).values
     worst = int(medians.abs().argmax())
     return medians[worst].item(), 3 * 1.25 * found[:, worst].std().item() / math.sqrt(len(found))
+
+
+def in_common(first, second):
+    """Correlation of the two images in each square: the same scene has more than 0, unless it is all but plain."""
+    a, b = (part - part.mean((2, 3), keepdim=True) for part in (first, second))
+    return ((a * b).mean() / ((a.square().mean() * b.square().mean()).sqrt() + 1e-9)).item()
+
+
+def edges(first, second):
+    """Kurtosis of the steps between neighbours in the difference at a quarter of the size; NaN if it is too small."""
+    side = min(4, *first.shape[2:])
+    coarse = F.avg_pool2d(first - second, side)
+    steps = torch.cat([coarse.diff(dim=axis).flatten() for axis in (2, 3)])
+    return (steps.pow(4).mean() / (steps.square().mean().square() + 1e-9)).item()
 
 
 def clipped_shares(first, second):
@@ -197,8 +220,9 @@ def inspect_pairs(pairs, try_weights=True, device=None):
     levels = [math.sqrt(max(0.0, variance * (1 + sign * noise.imbalance))) for sign in (1, -1)]
     findings = [
         on_copies(pairs),
-        on_level(levels),
+        on_level(levels, abs(noise.imbalance) - 2 * noise.errors[2] > UNLIKE),
         on_shared(level_of([square[None] for square in first[:JUDGED]]), max(levels)),
+        on_scenes(first, second, math.sqrt(variance), noise.correlation),
         on_neighbours(noise.correlation, first.numel()),
         on_stripes(*line_correlation(first, second)),
         on_channels(channel_correlation(first, second)),
@@ -225,16 +249,21 @@ def on_copies(pairs):
     return Finding("copies", {"copies": copies, "pairs": len(numbers)}, BAD, text)
 
 
-def on_level(levels):
+def on_level(levels, unlike):
+    """`unlike`: whether they certainly differ too much for two versions of one scene."""
     ratio = max(levels) / max(1e-9, min(levels))
     values = {"first": round(levels[0], 2), "second": round(levels[1], 2), "ratio": round(ratio, 2)}
     said = f"noise {levels[0]:.1f} and {levels[1]:.1f} of 255"
     if max(levels) < 0.5:
         return Finding("noise", values, MIND, f"{said}: hardly any noise to remove; are these the noisy pictures?")
+    if unlike:
+        text = (
+            f"{said}: so unlike, is one a copy of the other with noise added, blurred, or clean? That is not a pair. "
+            "Take two noisy pictures of each scene, independent of each other and with the same settings."
+        )
+        return Finding("noise", values, BAD, text)
     if ratio > 1.3:
         text = f"{said}: not alike. Noise2Noise allows that; `train` then only predicts the second from the first."
-        if ratio > 3:
-            text += " So unlike: is one a copy of the other with noise added, blurred, or clean? That is not a pair."
         return Finding("noise", values, MIND, text)
     return Finding("noise", values, FINE, f"{said}: alike in both.")
 
@@ -248,6 +277,22 @@ def on_shared(alone, level):
         "share noise, as copies and JPEG files of one exposure do, which cannot be removed, or have very fine texture."
     )
     return Finding("shared noise", {"alone": round(alone, 2), "pair": round(level, 2)}, MIND, text)
+
+
+def on_scenes(first, second, level, correlation):
+    """A finding if the difference of the two is that of different pictures rather than noise; else None."""
+    alone = max(level_of_two_sizes([square[None] for square in part[:JUDGED]]) for part in (first, second))
+    common, kurtosis = in_common(first, second), edges(first, second)
+    smooth = correlation > SMOOTH and level > max(FAINTEST, BEYOND * alone)
+    if not (smooth and common < IN_COMMON and kurtosis > EDGES):
+        return None
+    values = {"common": round(common, 3), "kurtosis": round(kurtosis, 2), "alone": round(alone, 2)}
+    text = (
+        f"the two differ by {level:.1f}, each alone seems to have noise {alone:.1f}, and they have next to nothing in "
+        f"common (correlation {common:.2f}): these are different scenes, or the pictures are displaced by far. Check "
+        "which picture belongs to which; take both of a pair from the same place."
+    )
+    return Finding("scene", values, BAD, text)
 
 
 def on_neighbours(correlation, count):

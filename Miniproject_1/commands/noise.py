@@ -21,11 +21,16 @@ def noise_level(picture):
     Demosaicing and JPEG leave little noise in the finest detail. So the level is also measured at half the size
     and doubled, as white noise is halved there; the larger of the two results counts.
     """
-    height, width = picture.pixels.shape[:2]
+    height = len(picture.pixels)
     parts = min(BANDS, -(-height // ROWS))
     starts = [part * (height - min(height, ROWS)) // max(1, parts - 1) for part in range(parts)]
     bands = [picture.values(slice(start, start + ROWS)) for start in starts]
-    half = [F.avg_pool2d(band, 2) for band in bands] if min(height, width) > 1 else []
+    return level_of_two_sizes(bands)
+
+
+def level_of_two_sizes(bands):
+    """The larger of the levels of parts (1, C, h, W) of a picture at full and at half size."""
+    half = [F.avg_pool2d(band, 2) for band in bands if min(band.shape[2:]) > 1]
     return max(level_of(bands), 2 * level_of(half))
 
 

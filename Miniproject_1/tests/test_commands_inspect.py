@@ -1,13 +1,16 @@
 """`inspect`: synthetic pairs, each with one fault, which is found, measured and named; sound ones are fit."""
 
+import io
 import json
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from Miniproject_1.__main__ import main
 from Miniproject_1.commands import inspect, pairs
+from Miniproject_1.others.data import point_sample, render_scene
 
 
 def scene(size=320, seed=0, channels=3):
@@ -79,6 +82,55 @@ def test_displacement_of_many_small_pairs():
 def test_different_scenes_have_no_displacement_that_could_be_told():
     found, _ = findings(pair(seed=1)[0], pair(seed=2)[0])
     assert found["displacement"].values["down"] is None
+
+
+def white_noise(clean, generator):
+    return clean + 15 * torch.randn(clean.shape, generator=generator)
+
+
+def blurred_noise(clean, generator):
+    noise = F.avg_pool2d(torch.randn(clean.shape, generator=generator), 5, 1, 2)
+    return clean + 15 * noise / noise.std()
+
+
+def enlarged_noise(clean, generator):
+    small = F.avg_pool2d(clean, 4)
+    return F.interpolate(small + 20 * torch.randn(small.shape, generator=generator), scale_factor=4, mode="bicubic")
+
+
+def jpeg_noise(clean, generator, quality=50):
+    Image, numpy = pytest.importorskip("PIL.Image"), pytest.importorskip("numpy")
+    noisy, content = white_noise(clean, generator).clamp(0, 255).byte(), io.BytesIO()
+    Image.fromarray(noisy[0].permute(1, 2, 0).numpy()).save(content, "JPEG", quality=quality)
+    return torch.from_numpy(numpy.array(Image.open(content))).permute(2, 0, 1)[None].float()
+
+
+def poor_jpeg_noise(clean, generator):
+    return jpeg_noise(clean, generator, 10)
+
+
+def sampling_noise(clean, generator):
+    side = min(clean.shape[2:])
+    return point_sample(clean[0].byte(), torch.tensor([[0, 0, side]]), generator, side // 3).float()
+
+
+NOISES = (white_noise, blurred_noise, enlarged_noise, jpeg_noise, poor_jpeg_noise, sampling_noise)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_different_scenes_are_told_from_noise(noise):
+    """Two scenes that are equally bright in every channel, and one that is displaced by half of its size."""
+    generator = torch.Generator().manual_seed(0)
+    large, other = (render_scene(seed, 480)[None].float() for seed in (1, 2))
+    first, *others = large[..., :320, :320], other[..., :320, :320], large[..., 160:, 160:]
+    for second in others:
+        second = (second - (second - first).mean((2, 3), keepdim=True)).clamp(0, 255)
+        found, fit = findings(noise(first, generator), noise(second, generator))
+        assert not fit and found["scene"].verdict == "BAD" and "different scenes" in found["scene"].text
+        assert found["scene"].values["common"] < 0.15
+    plain = torch.full((1, 3, 320, 320), 120.0)
+    for clean in (first, plain, plain + torch.linspace(-60, 60, 320), 110 + first / 20):
+        assert "scene" not in findings(*(noise(clean, generator) for _ in "ab"))[0]
 
 
 def test_exposure_that_differs():
@@ -170,8 +222,25 @@ def test_a_copy_or_a_clean_picture_is_asked_for():
     generator = torch.Generator().manual_seed(9)
     found, _ = findings(a, a + 3 * torch.randn(a.shape, generator=generator))  # a copy, noise added
     assert found["shared noise"].values["alone"] == pytest.approx(20, rel=0.1)
-    found, _ = findings(scene()(), a)
-    assert "is one a copy" in found["noise"].text
+
+
+def test_a_verdict_on_what_is_no_pair_is_its_sentence():
+    a, _ = pair(20)
+    generator = torch.Generator().manual_seed(9)
+    copy = a + 10 * torch.randn(a.shape, generator=generator)
+    for first, second in ((a, copy), (scene()(), a), (a, scene()())):
+        found, fit = findings(first, second)
+        assert not fit and found["noise"].verdict == "BAD" and "That is not a pair" in found["noise"].text
+    for level in (14, 40):  # a real pair of very different exposures is one
+        found, fit = findings(a, pair(20, level)[1])
+        assert fit and "not a pair" not in found["noise"].text
+
+
+def test_few_pixels_do_not_tell_that_noise_is_unlike():
+    """The structure of a picture, by chance, is correlated with faint noise."""
+    for seed in range(20):
+        a, b = (part[:, :, :48, :48] for part in pair(1, size=64, seed=seed))
+        assert findings(a, b)[0]["noise"].verdict != "BAD"
 
 
 def test_the_same_picture_twice():

@@ -627,6 +627,27 @@ def test_the_clean_pictures_set_the_range(tmp_path, capsys, ending):
     assert summary["mean"]["noisy"]["psnr"] == pytest.approx(20, abs=0.1)
 
 
+@pytest.mark.parametrize("ending", [".npy", ""])
+def test_noise_may_exceed_the_white_of_the_clean_pictures(tmp_path, capsys, ending):
+    """Sensors of 10 bits: 1023 is the white of both, and noise of level 51.15 has 26 dB; nothing is clipped."""
+    numpy, tifffile = pytest.importorskip("numpy"), pytest.importorskip("tifffile")
+    clean = numpy.random.default_rng(0).integers(900, 1024, (6, 40, 30)).astype("uint16")
+    noisy = (clean + 51.15 * numpy.random.default_rng(1).standard_normal(clean.shape)).round().astype("uint16")
+    for name, stack in (("noisy", noisy), ("clean", clean), ("bright", 40 * noisy)):
+        numpy.save(tmp_path / f"{name}.npy", stack)
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(stack):
+            tifffile.imwrite(tmp_path / name / f"{number}.tif", image)
+    assert noisy.max() > 1100
+    noisy, clean, bright = (f"{tmp_path}/{name}{ending}" for name in ("noisy", "clean", "bright"))
+    assert main(["evaluate", noisy, clean, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["mean"]["noisy"]["psnr"] == pytest.approx(26.02, abs=0.1)
+    for first, second in ((bright, clean), (clean, bright), (noisy, bright)):
+        assert (main(["evaluate", first, second, "--json"]) == 1) == (first == bright)
+    assert "others only up to 1023" in capsys.readouterr().err
+
+
 def test_the_weights_to_start_from_are_never_overwritten(files, capsys):
     Model(width=8).save(files / "mine.pth")
     before = (files / "mine.pth").read_bytes()
