@@ -69,7 +69,7 @@ class Recipe:
     min_pairs: int = 2_000  # of 32 x 32, for fresh weights: fewer get more epochs, at most MOST_PASSES
     muon_lr: float = 4e-3  # peak, hidden convolution weights
     adam_lr: float = 5e-3  # peak, all other parameters
-    last_lr: float | None = None  # share of `adam_lr` for the last layer; None: as `decided` for the noise, else 1
+    last_share: float | None = None  # the last layer's rate, as a share of adam_lr; None: see `decided`, else 1
     constant_lr: bool = False  # otherwise the rates rise over the first 5 % of the steps, then fall linearly to 0
     ema_decay: float = 0.995  # of the exponential moving average of the weights; 0: no averaging
     flips: bool = True  # flip at random
@@ -89,8 +89,8 @@ class Recipe:
             raise ValueError(f"Recipe needs an ema_decay in [0, 1); got {self}")
         if not (0 <= self.muon_lr < math.inf and 0 <= self.adam_lr < math.inf):  # NaN is neither
             raise ValueError(f"Recipe needs finite rates of at least 0; got {self}")
-        if self.last_lr is not None and not 0 <= self.last_lr < math.inf:
-            raise ValueError(f"Recipe needs a finite last_lr of at least 0, or None; got {self}")
+        if self.last_share is not None and not 0 <= self.last_share < math.inf:
+            raise ValueError(f"Recipe needs a finite last_share of at least 0, or None; got {self}")
         if self.variance_floor is not None and not self.variance_floor > 0:
             raise ValueError(f"Recipe needs a variance_floor above 0, or None; got {self}")
         if self.adam_lr == 0 < self.muon_lr:
@@ -99,11 +99,11 @@ class Recipe:
     def decided(self, noise, variance):
         """The recipe for pairs with this `PairNoise` and variance of the noise, its open choices made.
 
-        The last layer makes the noise that is taken away. At the full rate its first steps make more than there is,
-        which ends with units that are never on: below QUIET its rate is proportional to the variance.
+        The last layer makes the noise that is taken away. At the full rate, its first steps make more noise than there
+        is, after which some units stay off for good: below QUIET its rate is proportional to the variance.
         """
         measured = {"swap_pixels": noise.exchangeable, "both_directions": noise.alike}
-        measured["last_lr"] = min(1.0, variance / QUIET**2)
+        measured["last_share"] = min(1.0, variance / QUIET**2)
         return replace(self, **{name: value for name, value in measured.items() if getattr(self, name) is None})
 
 
@@ -113,7 +113,7 @@ REPORT_RECIPE = Recipe(  # that of the original report, for both of its networks
     min_pairs=0,
     muon_lr=0,
     adam_lr=3e-4,
-    last_lr=1.0,
+    last_share=1.0,
     constant_lr=True,
     ema_decay=0,
     transpose=False,
@@ -382,6 +382,8 @@ class ResidualUNet(Stage):
     `ResidualBlock`) gain 0.05 dB in long trainings against means of noisy targets, nothing in one epoch of noisy ones.
     """
 
+    predicts_noise = True
+
     def __init__(self, in_channels=3, width=32, blocks=1, inner_blocks=2, equivariant=True, gates=False, levels=2):
         if equivariant and width % 8:
             raise ValueError(f"width must be a multiple of 8, one feature for each symmetry; got {width}")
@@ -413,7 +415,7 @@ class DoubleConv(nn.Sequential):
 class UNet(nn.Module):
     """The report's U-Net: double convolutions, average pooling, transposed convolutions, concatenated skips."""
 
-    multiple, equivariant = 4, False
+    multiple, equivariant, predicts_noise = 4, False, False
 
     def __init__(self, in_channels=3, width=32):
         super().__init__()
@@ -443,7 +445,7 @@ class Noise2NoiseNet(nn.Module):
     """The report's second network, after figure 4 of the Noise2Noise paper's appendix: one convolution a level down
     to 1/32, nearest upsampling, concatenated skips, the last of them the noisy image itself."""
 
-    multiple, equivariant = 32, False
+    multiple, equivariant, predicts_noise = 32, False, False
 
     def __init__(self, in_channels=3, width=48, slope=0.1):
         super().__init__()
@@ -638,7 +640,7 @@ class PairNoise:
 
 
 def noise_variance(noisy_a, noisy_b):
-    """Half the mean squared difference of pairs (N, C, H, W) in [0, 255], for values in [0, 1]."""
+    """Half the mean squared difference, of brightness too, of pairs (N, C, H, W) in [0, 255], for values in [0, 1]."""
     return (looked_at(noisy_a) - looked_at(noisy_b)).square().mean().item() / 2
 
 
@@ -818,12 +820,14 @@ class Training:
             raise ValueError("all parameters of the network are frozen: set requires_grad of those to be trained")
         hidden = [p for p in self.parameters if recipe.muon_lr and joins_features(p, network)]
         others = [p for p in self.parameters if all(p is not h for h in hidden)]
-        last = [p for p in others if any(p is one for one in network.last.parameters())]
-        others = [p for p in others if all(p is not one for one in last)]
-        last_lr = recipe.adam_lr * (1 if recipe.last_lr is None else recipe.last_lr)
-        groups = [{"params": others}, {"params": last, "lr": last_lr}]
+        of_last = {id(p) for p in network.last.parameters()}
+        last_lr = recipe.adam_lr * (1 if recipe.last_share is None else recipe.last_share)
+        groups = [
+            {"params": [p for p in others if id(p) not in of_last]},
+            {"params": [p for p in others if id(p) in of_last], "lr": last_lr},
+        ]
         self.optimizers = [Muon(hidden, lr=recipe.muon_lr)] if hidden else []
-        if others or last:
+        if others:
             self.optimizers.append(torch.optim.Adam(groups, lr=recipe.adam_lr, betas=(0.9, 0.98)))
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.ema = [p.detach().clone() for p in self.parameters]
@@ -1084,11 +1088,11 @@ def warn_of_twins(noisy_a, noisy_b):
 
 
 def warn_of_no_gain(share):
-    """Warns if so much of the squared error is left, see `choose_views`; half of it would be left by clean images."""
+    """Warns if so much of the squared error is left, see `choose_views`; clean images leave half if noise is alike."""
     if share > NO_GAIN:
         warnings.warn(
-            f"after this training predictions are hardly nearer to the other noisy images ({share:.0%} of the squared "
-            "error) than the noisy images themselves: try more pairs, more epochs or another seed",
+            f"the training has gained hardly anything: against the other noisy images, predictions have {share:.0%} of "
+            "the squared error of the noisy images themselves. Try more pairs, more epochs or another seed",
             stacklevel=4,
         )
 
@@ -1289,10 +1293,9 @@ class Model:
         for images in (noisy_a, noisy_b):
             warn_of_range(images)
         warn_of_twins(noisy_a, noisy_b)
-        self.noise = measure_noise(noisy_a, noisy_b.to(noisy_a.device))
-        if self.recipe.loss == "l2":  # a median or a mode may agree where means differ
+        recipe = self.decide(noisy_a, noisy_b)
+        if recipe.loss == "l2":  # a median or a mode may agree where means differ
             warn_of_offset(self.noise)
-        recipe = self.recipe.decided(self.noise, noise_variance(noisy_a, noisy_b.to(noisy_a.device)))
         pairs = Pairs(noisy_a, noisy_b, self.device)
         training = Training(self.network, recipe, self.seed + self.pairs_seen, self.precision)
         epochs = max(epochs, least_epochs(pairs, recipe, self.pairs_seen))
@@ -1313,6 +1316,13 @@ class Model:
             share = self.choose_views(noisy_a, noisy_b)
         if recipe.loss == "l2":  # the others are no squared errors
             warn_of_no_gain(share)
+
+    def decide(self, noisy_a, noisy_b):
+        """Measures the noise of pairs, see `noise`; returns the recipe for them, with its open choices made."""
+        noisy_b = noisy_b.to(noisy_a.device)
+        self.noise = measure_noise(noisy_a, noisy_b)
+        variance = noise_variance(noisy_a, noisy_b) if self.network.predicts_noise else math.inf
+        return self.recipe.decided(self.noise, variance)
 
     @in_own_mode
     def predict(self, images, ensemble=None):
@@ -1367,9 +1377,10 @@ class Model:
         the other noisy image. Negatives of dark pictures, and reversed channels that are not colours or have unequal
         noise, are unlike all training images: averaged in, they can ruin a prediction.
 
-        Returns the error of the unchanged images' predictions as a share of that of the images themselves.
+        Returns the squared error of the unchanged images' predictions as a share of that of the images themselves.
         """
-        some = slice(None, None, -(-len(noisy_a) // VIEWED)), slice(None), *2 * [slice(ENSEMBLE_SIDE)]
+        middle = [slice(start, start + ENSEMBLE_SIDE) for start in middle_starts(noisy_a.shape[2:])]
+        some = slice(None, None, -(-len(noisy_a) // VIEWED)), slice(None), *middle
         noisy, other = (to_device(images.detach()[some], self.device).float() / 255 for images in (noisy_a, noisy_b))
         power = {"l2": 2, "l1": 1, "l0": 0.1}[self.recipe.loss]
         alone, *others = (self._denoise(noisy, [view]) for view in self.every_view())
@@ -1378,7 +1389,8 @@ class Model:
             for prediction in (alone, *((alone + view) / 2 for view in others))
         )
         self.chosen_views = [0, *(number for number, error in enumerate(errors, start=1) if error <= limit)]
-        return limit / (power_loss(noisy, other, power).item() or 1.0)
+        before, after = ((some.clamp(0, 1) - other).square().mean().item() for some in (noisy, alone))
+        return after / before if before else 0.0
 
     def _predict_tiles(self, images, views):
         """Predicts (B, C, H, W) tile by tile and blends the tiles; only one at a time is on the device."""
@@ -1400,6 +1412,11 @@ class Model:
                 prediction = forward_any_size(self.network, to_view(images, *view))
             total += from_view(prediction.float(), *view)
         return total / len(views)
+
+
+def middle_starts(size):
+    """Where the middle ENSEMBLE_SIDE rows and columns of images of a size start, or all if there are fewer."""
+    return [max(0, (side - ENSEMBLE_SIDE) // 2) for side in size]
 
 
 def check_views(numbers, views):

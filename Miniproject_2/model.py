@@ -1537,12 +1537,12 @@ def warn_of_twins(noisy_a, noisy_b):
 
 
 def warn_of_no_gain(share):
-    """Warns if so much of the squared error is left, see `choose_views`; half of it would be left by clean images."""
+    """Warns if so much of the squared error is left, see `choose_views`; clean images leave half if noise is alike."""
     if share > NO_GAIN:
         warnings.warn(
-            f"after this training predictions are hardly nearer to the other noisy images ({share:.0%} of the squared "
-            "error) than the noisy images themselves: try more pairs, more epochs or another seed",
-            stacklevel=4,
+            f"the training has gained hardly anything: against the other noisy images, predictions have {share:.0%} of "
+            "the squared error of the noisy images themselves. Try more pairs, more epochs or another seed",
+            stacklevel=3,
         )
 
 
@@ -1802,9 +1802,10 @@ class Model:
         image than the latter prediction alone. Negatives of dark pictures, and reversed channels that are not colours
         or have unequal noise, are unlike anything learnt from: averaged in, they can ruin a prediction.
 
-        Returns the error of the unchanged images' predictions as a share of that of the images themselves.
+        Returns the squared error of the unchanged images' predictions as a share of that of the images themselves.
         """
-        some = slice(None, None, -(-len(noisy_a) // VIEWED)), slice(None), *2 * [slice(ENSEMBLE_SIDE)]
+        middle = [slice(start, start + ENSEMBLE_SIDE) for start in middle_starts(noisy_a.shape[2:])]
+        some = slice(None, None, -(-len(noisy_a) // VIEWED)), slice(None), *middle
         noisy, other = (images.detach()[some].to(self.device).float() / 255 for images in (noisy_a, noisy_b))
         alone, *others = (from_view(self.network.denoised(to_view(noisy, *view)), *view) for view in self.every_view())
         limit, *errors = (
@@ -1812,7 +1813,8 @@ class Model:
             for prediction in (alone, *((alone + view) / 2 for view in others))
         )
         self.chosen_views = [0, *(number for number, error in enumerate(errors, start=1) if error <= limit)]
-        return limit / ((noisy - other).square().mean().item() or 1.0)
+        before = (noisy.clamp(0, 1) - other).square().mean().item()
+        return limit / before if before else 0.0
 
     def _predict_tiles(self, images, views, result):
         """Writes the prediction of (B, C, H, W) into `result`; only one tile at a time is on the model's device.
@@ -1830,6 +1832,11 @@ class Model:
                 clean = sum(from_view(self.network.denoised(to_view(noisy, *view)), *view) for view in views)
                 clean = clean[:, :, y - top : y - top + tile, x - left : x - left + tile]
                 result[:, :, y : y + tile, x : x + tile] = clean.mul(255 / len(views)).clamp_(0, 255)
+
+
+def middle_starts(size):
+    """Where the middle ENSEMBLE_SIDE rows and columns of images of a size start, or all if there are fewer."""
+    return [max(0, (side - ENSEMBLE_SIDE) // 2) for side in size]
 
 
 def check_views(numbers, views):

@@ -30,7 +30,6 @@ from Miniproject_1.commands.images import (
     TEMPORARY,
     SeveralPages,
     check_holds,
-    range_in_words,
     range_of_pages,
     read_pages,
     read_picture,
@@ -64,9 +63,15 @@ def add_arguments(parser):
     parser.add_argument(
         "--ensemble", action="store_true", help="average several predictions: slower, better by 0.05 to 0.2 dB"
     )
-    parser.add_argument("--compare", type=Path, metavar="PAGE", help="also write a page to compare before and after")
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        metavar="PAGE",
+        help="also write a page to compare before and after; of a stack, its first picture",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite existing files; never an input")
-    add_range(parser, "values beyond them are clipped. Default, for each picture by itself: ")
+    beyond = "values up to the range's width beyond them are clipped, farther ones stay as they are"
+    add_range(parser, f"{beyond}. Default, for each picture by itself: ")
     parser.add_argument(
         "--quality",
         type=int,
@@ -247,12 +252,15 @@ def pictures_of(job, options):
 
 
 def pages_of(path, options):
-    """The pages of a TIFF, one at a time, all with the same range. ValueError if they differ in size or kind."""
+    """The pages of a TIFF, one at a time, all with the same range, which is noted of the first.
+
+    ValueError if they differ in size or kind.
+    """
     widest = range_of_pages(path, options.max_megapixels)
-    for picture in read_pages(path, options.max_megapixels, options.range or widest):
+    for number, picture in enumerate(read_pages(path, options.max_megapixels, options.range or widest)):
         picture.reach = 1 if options.range else 0
-        note = range_in_words(picture.value_range, picture.pixels.dtype)
-        picture.notes += [note] if note else []
+        if number == 0:
+            picture.note_range()
         yield picture
 
 
@@ -344,7 +352,9 @@ def run(options):
     for kind, found in ranges.items():
         if len(found) > 1 and not options.quiet:
             these = ", ".join(f"{low:g} to {high:g}" for low, high in sorted(found))
-            print(f"{kind} pictures were read with ranges of {these}: give one --range for all alike", file=sys.stderr)
+            print(
+                f"{kind} pictures were read with ranges of {these}: give one --range for all of them", file=sys.stderr
+            )
     if failures:
         print(f"{failures} of {len(jobs)} could not be denoised; they are named above", file=sys.stderr)
     return 1 if failures else 0

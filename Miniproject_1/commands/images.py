@@ -130,9 +130,10 @@ class Picture:
     def note_range(self):
         """Notes what is taken as black and white, if that is not the usual range, and if it may be too wide."""
         note, colours = range_in_words(self.value_range, self.pixels.dtype), self.pixels[:, :, : self.colours]
-        if beyond := int(self.beyond(colours).sum()):
-            note += f"; outliers, {beyond} values beyond these, stay as they are"
         self.notes += [note] if note else []
+        if beyond := int(self.beyond(colours).sum()):
+            where = "far beyond" if self.reach else "beyond"
+            self.notes.append(f"outliers, {beyond} of the values, are {where} black and white and stay as they are")
         if self.pixels.dtype == "float32" and note and (share := float((colours == colours.min()).mean())) > NO_DATA:
             self.notes.append(f"{share:.0%} of the values are {colours.min():g}: fill them first if they mean no data")
         if self.pixels.dtype == "uint8":
@@ -519,7 +520,7 @@ def other_order(name):
 
 
 def decode_with_tifffile(file, max_megapixels):
-    """Decodes a TIFF that Pillow does not: floating, or 16 bits in planes."""
+    """Decodes a TIFF of one page that Pillow does not: floating, or 16 bits in planes."""
     file.seek(0)
     with need_tifffile().TiffFile(file) as tiff:
         if len(tiff.pages) > 1:
@@ -536,11 +537,15 @@ def decode_page(page, file, max_megapixels):
     dtype = page.dtype is not None and ("float32" if page.dtype.kind == "f" else str(page.dtype))
     if dtype not in ("uint8", "uint16", "float32") or page.imagedepth != 1:
         raise Refused(f"TIFFs of {page.dtype} are not read; use unsigned 8 or 16 bits, or floating point")
+    if dtype == "uint8" and page.bitspersample != 8:
+        raise Refused(f"several pages of {page.bitspersample} bits are not read; save them with 8")
     space, alpha = tiff_space(page)
     check_segments(page, file)
     try:
         pixels = page.asarray(maxworkers=1)
-    except (KeyError, ImportError) as error:
+    except (KeyError, ImportError, ValueError) as error:
+        if isinstance(error, ValueError) and "imagecodecs" not in str(error):
+            raise
         raise Refused(f"it is compressed in a way that needs imagecodecs: pip install imagecodecs ({error})") from error
     in_planes = page.planarconfig == IN_PLANES and page.samplesperpixel > 1
     if in_planes:
@@ -552,6 +557,8 @@ def decode_page(page, file, max_megapixels):
     orientation = int(tags.get(ORIENTATION, 1))
     encoding = {"inverted": page.photometric == 0, "planes": in_planes, "scale": pixels_per_unit(tags)}
     exif, notes = need_pillow().Exif(), not_kept(tags)
+    if SUB_DIRECTORIES in page.tags:
+        notes.append("its copies in other sizes are left out")
     if pixels.dtype.itemsize > 4:
         notes.append(f"its {pixels.dtype} values become float32")
     pixels = upright(pixels.astype(dtype), orientation)

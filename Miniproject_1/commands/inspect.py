@@ -31,8 +31,9 @@ TRUSTED = 8  # standard deviations: noise alone also makes lower peaks
 LOW_PASS = 0.15  # cycles per pixel: below, pictures have more signal than noise
 SINGLE_LIMIT = 0.15  # correlation in single pictures, whose texture adds to it
 FLAT_SHARE = 10  # one in so many blocks, the flattest, shows the noise of a single picture
-# The difference of different scenes is a picture: smooth, with edges, unknown to the single pictures' noise. Noise on
-# plain ground may have any one of these, but not all: white, blurred, demosaiced and JPEG's keep well away.
+# The difference of two scenes is itself a picture: smooth, with edges, and much stronger than the noise that each
+# picture shows by itself. Noise on plain ground may have one of these properties, but not all of them: white, blurred,
+# demosaiced and JPEG-coded noise stays well clear.
 IN_COMMON = 0.2  # correlation of the two pictures, at most
 SMOOTH = 0.5  # correlation of near pixels of the difference
 EDGES = 3.5  # kurtosis of its coarse steps, which is 3 for noise
@@ -177,7 +178,7 @@ def single_correlation(pictures):
 
 
 def in_common(first, second):
-    """Correlation of the two images in each square: the same scene has more than 0, unless it is all but plain."""
+    """Correlation of the two images in each square: the same scene has more than 0, unless it is nearly plain."""
     a, b = (part - part.mean((2, 3), keepdim=True) for part in (first, second))
     return ((a * b).mean() / ((a.square().mean() * b.square().mean()).sqrt() + 1e-9)).item()
 
@@ -258,7 +259,8 @@ def on_level(levels, unlike):
         return Finding("noise", values, MIND, f"{said}: hardly any noise to remove; are these the noisy pictures?")
     if unlike:
         text = (
-            f"{said}: so unlike, is one a copy of the other with noise added, blurred, or clean? That is not a pair. "
+            f"{said}: so different that one may be a copy of the other with noise added, a blurred copy or a clean "
+            "picture. That is not a pair. "
             "Take two noisy pictures of each scene, independent of each other and with the same settings."
         )
         return Finding("noise", values, BAD, text)
@@ -289,7 +291,7 @@ def on_scenes(first, second, level, correlation):
     values = {"common": round(common, 3), "kurtosis": round(kurtosis, 2), "alone": round(alone, 2)}
     text = (
         f"the two differ by {level:.1f}, each alone seems to have noise {alone:.1f}, and they have next to nothing in "
-        f"common (correlation {common:.2f}): these are different scenes, or the pictures are displaced by far. Check "
+        f"common (correlation {common:.2f}): these are different scenes, or the pictures are displaced by a lot. Check "
         "which picture belongs to which; take both of a pair from the same place."
     )
     return Finding("scene", values, BAD, text)

@@ -81,13 +81,13 @@ class Scale:
     def of(self, array, own, beside_clean=False):
         """The range of an array whose `default_range` is `own`. ValueError if that contradicts the others.
 
-        If it lies `beside_clean` arrays, which set the range, its noise may reach twice their white, where `to_255`
-        clips it, and so may outliers reach further.
+        Beside clean arrays, which set the range (`beside_clean`), noise may reach one width of it beyond white, where
+        `to_255` clips it; a few outliers may lie farther.
         """
         if self.given is not None:
             return self.given
         low, high = self.ranges.get(str(array.dtype), own)
-        noise = beside_clean and (array > 2 * high).mean() <= OUTLIERS
+        noise = beside_clean and (array > 2 * high - low).mean() <= OUTLIERS
         if array.dtype == "uint16" and own[1] > high and not noise:
             raise ValueError(
                 f"it has values up to {array.max()}, others only up to {high}: give --range with the camera's white"
@@ -164,7 +164,7 @@ class Reader:
 
     def __init__(self, deciding, max_megapixels, scale):
         self.deciding, self.max_megapixels, self.scale, self.decided = deciding, max_megapixels, scale, False
-        self.in_deciding = set(deciding)
+        self.deciding_set = set(deciding)
 
     def __call__(self, path):
         try:
@@ -180,7 +180,7 @@ class Reader:
             others = (read_picture(other, self.max_megapixels) for other in some)
             self.scale.decide((other.pixels.dtype, other.value_range) for other in others)
             self.decided = True
-        picture.value_range = self.scale.of(colours, picture.value_range, path not in self.in_deciding)
+        picture.value_range = self.scale.of(colours, picture.value_range, path not in self.deciding_set)
         return picture
 
 
@@ -254,7 +254,7 @@ def open_sources(paths, max_megapixels=DEFAULT_MEGAPIXELS, scale=None, clean=Fal
     if all(path.suffix.lower() == ".npy" for path in paths):
         return in_memory(scaled(list(map(read_array, paths)), scale, clean))
     if not first.is_dir() and all(pages(path) > 1 for path in paths):
-        return in_memory(scaled([read_pages(path, max_megapixels) for path in paths], scale, clean))
+        return in_memory(scaled([read_stack(path, max_megapixels) for path in paths], scale, clean))
 
     scenes = files_of_scenes(paths)
     deciding = [path for versions in scenes.values() for path in (versions[-1:] if clean else versions)]
@@ -372,7 +372,7 @@ def pages(path):
         return 1
 
 
-def read_pages(path, max_megapixels):
+def read_stack(path, max_megapixels):
     """The pages of a TIFF as an array (N, C, H, W)."""
     numpy = need_numpy()
     try:

@@ -72,8 +72,6 @@ from Miniproject_1.model import (
     batch_size_and_peak,
     least_epochs,
     lr_factor,
-    measure_noise,
-    noise_variance,
     save_atomically,
 )
 from Miniproject_1.others.data import check_writable, read_checkpoint
@@ -183,8 +181,7 @@ class Run:
 
     def __init__(self, model, learnt, seed):
         self.model, self.start = model, model.pairs_seen
-        model.noise = measure_noise(learnt.first, learnt.second)
-        recipe = model.recipe.decided(model.noise, noise_variance(learnt.first, learnt.second))
+        recipe = model.decide(learnt.first, learnt.second)
         self.pairs = Pairs(learnt.first, learnt.second, model.device)
         kind = SharedTraining if in_group() else Training
         self.training = kind(model.network, recipe, seed + model.pairs_seen)
@@ -473,5 +470,8 @@ def learn(training, options, checkpoint, key, report):
                 save_atomically(training.state_dict(key), checkpoint)
                 saved = time.monotonic()
     if options.loss == "l2" and share > NO_GAIN:
-        left = f"{share:.0%} of the squared error to the other noisy pictures is left"
-        print(f"warning: {left}: try more pairs, more --epochs or another --seed", file=sys.stderr)
+        print(
+            "warning: the training has gained hardly anything: against the other noisy pictures, predictions have "
+            f"{share:.0%} of the squared error of the noisy ones; try more pairs, more --epochs or another --seed",
+            file=sys.stderr,
+        )

@@ -166,7 +166,7 @@ class Scaled(ResidualUNet):
 class Flat(nn.Module):
     """Residual blocks at full resolution only."""
 
-    multiple = 1
+    multiple, predicts_noise = 1, True
 
     def __init__(self, width, blocks):
         super().__init__()
@@ -336,7 +336,7 @@ VARIANTS = {
 
 
 def make_model(variant, seed):
-    fixed = {"min_pairs": 0, "both_directions": False, "last_lr": 1.0}  # as many passes as are asked for
+    fixed = {"min_pairs": 0, "both_directions": False, "last_share": 1.0}  # as many passes as are asked for
     recipe = Recipe(**fixed | variant.recipe)
     sizes = (BASE if variant.name == "residual_unet" else {}) | variant.sizes
     model = Model(variant.name, recipe=recipe, seed=seed, **sizes)

@@ -441,6 +441,13 @@ def test_what_is_no_stack_is_refused_with_what_to_do(tmp_path, identity, capsys)
     assert "it holds 3 pictures; only files of one picture are read: split it" in capsys.readouterr().err
 
 
+def test_a_compressed_stack_says_what_it_needs(tmp_path, identity, capsys):
+    pages = [Image.fromarray(numpy.full((9, 9), value, "uint8")) for value in (1, 2)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:], compression="tiff_lzw")
+    status = main(["denoise", f"{tmp_path}/a.tif", "-o", f"{tmp_path}/b.tif", "--weights", str(identity)])
+    assert status == ("needs imagecodecs: pip install" in capsys.readouterr().err)
+
+
 def test_a_stack_appears_whole_or_not_at_all(tmp_path, identity, capsys, monkeypatch):
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(tmp_path / "in.tif", stack_of("uint8", (3, 20, 30)), photometric="minisblack")

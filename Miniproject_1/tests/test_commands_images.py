@@ -351,7 +351,10 @@ def test_hot_pixels_neither_set_the_range_nor_are_changed(tmp_path):
     assert changed[5, 7] == 5000 and changed[50, 2] == -90
     assert (changed == numpy.float32((low + high) / 2)).sum() == changed.size - 2
     picture.note_range()
-    assert "outliers, 2 values beyond these, stay as they are" in picture.notes[0]
+    assert picture.notes[1] == "outliers, 2 of the values, are beyond black and white and stay as they are"
+    usual = images.read_picture(tmp_path / "a.tif", value_range=(0, 1))
+    usual.note_range()
+    assert usual.notes[0].startswith("outliers, ") and "are far beyond black and white" in usual.notes[0]
     given = images.read_picture(tmp_path / "a.tif", value_range=(0, 4))
     given.store(torch.full((1, 1, 60, 70), 127.5))
     assert given.pixels[5, 7] == 5000 and given.pixels[50, 2] == -90 and (given.pixels == 2).sum() == 60 * 70 - 2

@@ -82,6 +82,13 @@ def test_without_a_length_few_pairs_are_passed_over_again(files, capsys, monkeyp
         assert len(capsys.readouterr().out.splitlines()) == lines
 
 
+def test_a_training_in_vain_is_said(files, capsys, monkeypatch):
+    for limit, said in ((train.NO_GAIN, False), (0.0, True)):
+        monkeypatch.setattr(train, "NO_GAIN", limit)
+        assert main(command(files, "--epochs", "1", "--no-inspect", "--force")) == 0
+        assert ("gained hardly anything" in capsys.readouterr().err) == said
+
+
 @pytest.mark.parametrize("stop", [1, 19, 25])
 def test_resumed_is_uninterrupted_to_the_last_bit(files, stop, monkeypatch, capsys):
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)

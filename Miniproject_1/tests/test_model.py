@@ -986,14 +986,14 @@ def test_little_noise_is_learnt_without_more_of_it_at_first():
 def test_the_last_layer_learns_as_its_share_says():
     after = []
     for share in (1.0, 0.25, 0.0):
-        model = Model(width=8, recipe=Recipe(last_lr=share))
+        model = Model(width=8, recipe=Recipe(last_share=share))
         training = Training(model.network, model.recipe, 0)
         before = model.network.last.weight.detach().clone()
         training.step(*(images / 255 for images in noisy_versions(smooth_images(4))), 1.0)
         after.append((model.network.last.weight - before).abs().max().item())
     assert after[1] == pytest.approx(after[0] / 4, rel=1e-3) and after[2] == 0 < after[0]
-    with pytest.raises(ValueError, match="last_lr"):
-        Recipe(last_lr=-1)
+    with pytest.raises(ValueError, match="last_share"):
+        Recipe(last_share=-1)
 
 
 @pytest.mark.parametrize("loss", ["l2", "l1"])
@@ -1004,7 +1004,17 @@ def test_a_training_in_vain_gives_a_warning(loss):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             model.train(*pairs, 1)
-        assert any("hardly nearer" in str(one.message) for one in said) == warned
+        assert any("gained hardly anything" in str(one.message) for one in said) == warned
+
+
+def test_the_middle_of_large_images_tells_what_a_training_has_gained():
+    model, clean = Model(width=8), smooth_images(1, 200, 200)
+    clean[:, :, :64, :64] = 0
+    assert model.choose_views(clean, clean) == 0.0
+    share = model.choose_views(*noisy_versions(clean))
+    assert share == pytest.approx(1, abs=0.01)  # fresh weights give back what they get
+    model.load_pretrained_model()
+    assert model.choose_views(*noisy_versions(clean)) < 0.7
 
 
 def test_self_ensembles_leave_out_channels_that_are_no_colours(tmp_path):

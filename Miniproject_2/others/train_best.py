@@ -3,8 +3,9 @@
     python -m Miniproject_2.others.train_best PHOTOS --pairs 600000 --draws 32 --inputs 8 --negatives 0.25 \\
         --width 160 --deep-width 320 --seed 1 --validate val_data.pkl --out new.pth
 
-is the first run of three (with a larger `--pairs` until the rate began to fall, so its warm-up was longer). The others
-went on from its end, by `--start`, with flat pairs, since it shifted saturated colours by up to 75 grey values:
+is the first of three runs (with a larger `--pairs` until the rate began to fall, so its warm-up was longer). Each of
+the others began with the weights of the one before (`--start`), and learnt flat pairs as well, since those of the first
+run shifted saturated colours by up to 75 grey values. They changed these options:
 
     --pairs 60000 --round 10000 --flat-pairs 0.03 --lr 4e-3 --decay 0.9 --warm-up 0.05 --seed 2
     --pairs 100000 --round 10000 --flat-pairs 0.06 --lr 6e-3 --decay 0.9 --warm-up 0.05 --seed 3
@@ -51,13 +52,13 @@ def lr_factor(done, warm_up, decay):
 
 
 def flatten_pairs(noisy_a, noisy_b, count, generator):
-    """Puts one colour, without noise, into both images of the last `count` pairs. A third of its values are 0 or 255.
+    """Puts one colour, without noise, into both images of the first `count` pairs. A third of its values are 0 or 255.
 
     Point samples of such a picture have no noise. In photographs saturated colours are so rare that weights shift them.
     """
     colours = torch.randint(-64, 320, (count, 3, 1, 1), generator=generator).clamp(0, 255).to(torch.uint8)
     for images in (noisy_a, noisy_b):
-        images[len(images) - count :] = colours
+        images[:count] = colours
 
 
 def train_round(model, training, photos, number, options):

@@ -94,7 +94,7 @@ def test_a_training_in_vain_gives_a_warning():
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             model.train(noisy_a, noisy_b, 1)
-        assert any("hardly nearer" in str(one.message) for one in said) == warned
+        assert any("gained hardly anything" in str(one.message) for one in said) == warned
 
 
 def test_the_shipped_weights_keep_the_colour_of_small_images():
@@ -424,7 +424,7 @@ def test_the_forms_of_epochs(call):
 
 
 @pytest.mark.parametrize(
-    "count, size, passes", [(10, 32, 20), (400, 32, 5), (1_999, 32, 2), (2_000, 32, 1), (400, 64, 2)]
+    "count, size, passes", [(10, 32, 10), (400, 32, 5), (1_999, 32, 2), (2_000, 32, 1), (400, 64, 2)]
 )
 def test_fresh_weights_pass_over_few_pairs_more_often(count, size, passes):
     pairs = ours.Pairs(*torch.zeros(2, count, 1, size, size, dtype=torch.uint8), torch.device("cpu"))
@@ -435,7 +435,7 @@ def test_fresh_weights_pass_over_few_pairs_more_often(count, size, passes):
 def test_a_further_call_passes_as_often_as_asked():
     a, b, _ = pictures(10, 32, 32)
     model = small(recipe=ours.Recipe())
-    for epochs, seen in ((3, 200), (3, 230), (25, 480)):
+    for epochs, seen in ((3, 100), (3, 130), (25, 380)):
         model.train(a, b, epochs)
         assert model.pairs_seen == seen
 
