@@ -122,7 +122,7 @@ class Recipe:
 RATES = {"muon": 1.5e-2, "adam": 1e-3, "sgd": 1.0}  # a good peak rate for each optimiser
 MOST_PASSES = 10  # over few pairs: they are learnt by heart after that
 PATCH = 64  # pixels a side: larger training pairs are cut into random patches of this size
-LR_DECAY_PAIRS = 50_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
+LR_DECAY_PAIRS = 10_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
 CHUNK = 2**17  # pixels predicted at once, about 1 kB of work space each
 TILE = 256  # pixels a side, a multiple of 4: images of more than CHUNK pixels are predicted in tiles
 VIEWED = 64  # pairs on which `train` measures which views of an image a self-ensemble gains from
