@@ -29,15 +29,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from Miniproject_1.model import QUIET
 from Miniproject_1.model import Model as Model1
+from Miniproject_1.model import Recipe as Recipe1
 from Miniproject_1.others import experiments, score_photo
 from Miniproject_1.others.data import (
     CELLS,
+    add_noise,
     cell_means,
     centre_crop,
     draw_pairs,
     load_photos,
+    noisy_and_clean,
     point_sample,
+    psnr,
     psnr_of_each,
     render_scene,
 )
@@ -50,6 +55,7 @@ from report.records import RESULTS, read_lines
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = 40  # procedural scenes that pictures are chosen from
 PHOTO_CELLS = 75  # cells a side of the photograph
+LEVELS = (1.5, 3, 8, 15, 25)  # of Gaussian noise, of 255
 CLASSIC_IMAGES = 100  # validation images that the classics are run on
 SWEEP_PAIRS, SWEEP_SEEDS = 500, (0, 1)
 
@@ -238,6 +244,25 @@ def measure_scores(data):
             f"ensemble_{name}": ensemble.mean().item(),
             f"made_worse_{name}": (passes[0] < result["input_of_each"]).sum().item(),
         }
+    return result
+
+
+def measure_little_noise(data, seeds=3, pairs=2_000, judged=300):
+    """What fresh weights gain on Gaussian noise of our scenes, with the last layer's rate in full and as decided."""
+    scenes = [noisy_and_clean(render_scene(8_100_000 + n, 384), 50, n)[1] for n in range((pairs + judged) // 50)]
+    learnt, clean = torch.cat(scenes).split([pairs, judged])
+    result = {"pairs": pairs, "seeds": seeds, "quiet": 255 * QUIET, "gains": {}}
+    for level in LEVELS:
+
+        def versions(images, *numbers, level=level):
+            return [add_noise(images, "gaussian", level, torch.Generator().manual_seed(n)) for n in numbers]
+
+        (noisy,), gains = versions(clean, 0), {"full": [], "decided": []}
+        for seed, (name, share) in itertools.product(range(seeds), (("full", 1.0), ("decided", None))):
+            model = Model1(seed=seed, recipe=Recipe1(last_share=share), device="cpu")
+            model.train(*versions(learnt, 2 * seed + 1, 2 * seed + 2))
+            gains[name].append(psnr(model.predict(noisy, ensemble=False), clean) - psnr(noisy, clean))
+        result["gains"][f"{level:g}"] = gains
     return result
 
 
@@ -690,6 +715,7 @@ MEASUREMENTS = {
     "sampling": (measure_sampling, ["Miniproject_1"]),
     "networks": (measure_networks, ["Miniproject_1", "Miniproject_2"]),
     "scores": (measure_scores, ["Miniproject_1", "Miniproject_2"]),
+    "little noise": (measure_little_noise, ["Miniproject_1"]),
     "pictures": (measure_pictures, ["Miniproject_1", "Miniproject_2"]),
     "photo": (measure_photo, ["Miniproject_1", "Miniproject_2"]),
     "speed": (measure_speed, ["Miniproject_1"]),

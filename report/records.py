@@ -291,6 +291,15 @@ def first_facts():
         "shipped.parameters": millions(networks["shipped_1"]["parameters"]),
         "ours.parameters": millions(networks["ours"]["parameters"]),
     }
+    little = known["little noise"]
+    result |= {
+        "quiet": f"{little['quiet']:g}",
+        "quiet.pairs": count(little["pairs"]),
+        "quiet.seeds": str(little["seeds"]),
+        "quiet.level": "3",
+        "quiet.full": f"{round(mean(little['gains']['3']['full']), 1) + 0.0:.1f}",  # not minus zero
+        "quiet.decided": spread(little["gains"]["3"]["decided"], 1),
+    }
     of_each = sorted(scores["of_each_1"])
     result |= {
         "best": f"{of_each[-1]:.1f}",
