@@ -1209,6 +1209,8 @@ def test_flat_images_of_any_size_get_no_worse(size):
     clean = (40 + 175 * torch.rand(count, 3, 1, 1, generator=generator)).expand(count, 3, *size)
     noisy = (clean + 25 * torch.randn(clean.shape, generator=generator)).clamp(0, 255)
     assert squared_error(shipped.predict(noisy), clean) < 1.01 * squared_error(noisy, clean)
+    yellow = torch.tensor([255.0, 255.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, *size)
+    assert (shipped.predict(yellow) - yellow).abs().max() < 6
 
 
 @pytest.mark.parametrize("side", [8, 16, 24, 48])
