@@ -37,7 +37,7 @@ class Mixture:
     jpeg: float = 0.05  # share of the inputs with added noise that are coded as JPEG
     camera_jpeg: float = 0.85  # the same of a camera's pictures
     rounded: float = 0.5  # share of the other inputs that are clipped and rounded as files are
-    others: int = 8  # draws of added noise whose mean is the target
+    others: int = 32  # draws of added noise whose mean is the target
     camera_others: int = 3  # draws of camera noise whose mean is the target
 
     def __post_init__(self):
@@ -65,9 +65,9 @@ def noisy_and_mean(clean, generator, mixture=None):
         images = clean[which]
         if len(images):
             noise = family.random(len(images), generator, mixture)
-            first, *rest = noise.draws(images, 1 + others, generator)
+            (first,) = noise.draws(images, 1, generator)
             noisy[which] = noise.file.stored(first)
-            mean[which] = sum(rest) / others
+            mean[which] = noise.mean_of_draws(images, others, generator)
     return noisy, mean
 
 
@@ -109,7 +109,7 @@ class FileFormat:
 
     @classmethod
     def random(cls, count, jpeg, rounded, generator):
-        quality = torch.randint(50, 99, (count,), generator=generator)
+        quality = 98 - (49 * torch.rand(count, generator=generator).square()).long()  # half of them above 85
         moved = random_mask(count, 0.5, generator)  # the others are whole pictures, whose grid starts in the corner
         return cls(
             quality * random_mask(count, jpeg, generator),
@@ -194,6 +194,10 @@ class AddedNoise:
         deviation = self.deviation(clean)
         for _ in range(count):
             yield clean + deviation * self.unit_noise(clean.shape, generator)
+
+    def mean_of_draws(self, clean, count, generator):
+        """(B, 3, H, W): the mean of `count` draws in the time of one, since normal numbers have normal means."""
+        return clean + self.deviation(clean) * self.unit_noise(clean.shape, generator) / math.sqrt(count)
 
     def deviation(self, clean):
         """The noise's standard deviation at each value, (B, 3, H, W)."""
@@ -296,6 +300,10 @@ class CameraNoise:
         for _ in range(count):
             shot = self.to_screen(mosaic + deviation * torch.randn(mosaic.shape, generator=generator))
             yield self.sharpened(silent + self.reduced(shot - silent))
+
+    def mean_of_draws(self, clean, count, generator):
+        """(B, 3, H, W): the mean of `count` draws."""
+        return sum(self.draws(clean, count, generator)) / count
 
     def to_sensor(self, images):
         """From screen to sensor: undoes `to_screen` but for demosaicing; a partial tone curve only approximately."""

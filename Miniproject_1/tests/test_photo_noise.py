@@ -112,6 +112,26 @@ def test_draws_are_independent_and_alike(kind):
     assert abs(correlation(deviations[:-1], deviations[1:])) < 0.01
 
 
+@pytest.mark.parametrize("kind", [*KINDS, *CAMERAS])
+def test_the_mean_of_draws_has_their_mean_and_covariance_a_count_smaller(kind):
+    noise, random = (KINDS | CAMERAS)[kind], generator()
+    clean = 0.4 + 0.2 * torch.rand(1, 3, 16, 16, generator=generator(1))
+    draws = torch.stack(list(noise.draws(clean, 800, random)))
+    means = torch.stack([noise.mean_of_draws(clean, 4, random) for _ in range(400)])
+    error = (draws.mean(0) - means.mean(0)) / (draws.std(0) * (1 / 800 + 1 / 1600) ** 0.5)
+    assert error.abs().max() < 5.5
+    draws, means = draws - draws.mean(0), means - means.mean(0)
+    for shift in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):  # none; channels, rows, columns
+        expected, found = ((x * x.roll(shift, (2, 3, 4))).mean().item() for x in (draws / 2, means))
+        assert abs(found - expected) < 0.03 * means.var().item()
+
+
+def test_files_are_of_high_quality_more_often_than_of_low():
+    quality = FileFormat.random(4000, 1.0, 0.0, generator()).quality
+    assert quality.min() >= 49 and quality.max() == 98
+    assert quality.median() == pytest.approx(86, abs=2)
+
+
 # ---------------------------------------------------------------------------------------------- added noise
 
 
