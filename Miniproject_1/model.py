@@ -130,11 +130,11 @@ QUIET = 20 / 255  # noise: with less, the last layer learns more slowly
 MOST_PASSES = 20  # epochs over few pairs: more do harm unless pixels are swapped
 LR_DECAY_PAIRS = 50_000  # later calls divide the peak rates by sqrt(1 + pairs seen before / this)
 CHUNK, GPU_CHUNK = 2**15, 2**19  # pixels predicted at once: on a CPU their features stay in its cache
-TILE, OVERLAP = 768, 128  # pixels a side, multiples of CELL: larger images are predicted in overlapping, blended tiles
-MARGIN = 56  # pixels at a tile's edge that are discarded: the shipped networks' convolutions reach no farther
+TILE = 768  # pixels a side, a multiple of CELL: larger images are predicted in tiles
+MARGIN, BLENDED = 56, 16  # pixels, at least, at a tile's edge that are discarded, and that are blended with the next
 SMALLEST = 16  # pixels a side: smaller images are padded by mirroring; no training image was so small
 NARROW = 4  # pixels a side: narrower images are only clipped; mirrored, their noise looks like texture
-VIEWED = 64  # pairs on which `train` chooses the views that self-ensembles average
+VIEWED = 64  # pairs on which `train` judges the views that self-ensembles average, and what it has gained
 NO_GAIN = 0.99  # of the squared error: if more is left after a training, it has been in vain
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 ONE_AT_A_TIME = threading.Lock()  # for code that seeds torch's global generator
@@ -359,6 +359,7 @@ class Stage(nn.Module):
             self.inner = chain(2 * width, inner_blocks, inner_cell)
         self.up = up_conv(2 * width, width)
         self.decode = chain(width, blocks, cell)
+        self.reach = 4 * blocks + 2 * (self.inner.reach if levels > 2 else 2 * inner_blocks) + 1
         scale_down(self.down, self.up)
 
     def forward(self, x):  # (B, width, H, W)
@@ -394,6 +395,7 @@ class ResidualUNet(Stage):
         self.first = first
         scale_down(self.first)
         self.last = zero_initialised(conv(width, in_channels))  # untrained, the network returns its input
+        self.reach += 2  # pixels: no output depends on an input farther away, but for the gates
         self.multiple = 2 ** (levels - 1)  # H and W must be multiples of this
         self.equivariant = False
         if equivariant:
@@ -415,7 +417,7 @@ class DoubleConv(nn.Sequential):
 class UNet(nn.Module):
     """The report's U-Net: double convolutions, average pooling, transposed convolutions, concatenated skips."""
 
-    multiple, equivariant, predicts_noise = 4, False, False
+    multiple, reach, equivariant, predicts_noise = 4, 23, False, False
 
     def __init__(self, in_channels=3, width=32):
         super().__init__()
@@ -445,7 +447,7 @@ class Noise2NoiseNet(nn.Module):
     """The report's second network, after figure 4 of the Noise2Noise paper's appendix: one convolution a level down
     to 1/32, nearest upsampling, concatenated skips, the last of them the noisy image itself."""
 
-    multiple, equivariant, predicts_noise = 32, False, False
+    multiple, reach, equivariant, predicts_noise = 32, 158, False, False
 
     def __init__(self, in_channels=3, width=48, slope=0.1):
         super().__init__()
@@ -1087,14 +1089,19 @@ def warn_of_twins(noisy_a, noisy_b):
         )
 
 
-def warn_of_no_gain(share):
-    """Warns if so much of the squared error is left, see `choose_views`; clean images leave half if noise is alike."""
-    if share > NO_GAIN:
-        warnings.warn(
-            f"the training has gained hardly anything: against the other noisy images, predictions have {share:.0%} of "
-            "the squared error of the noisy images themselves. Try more pairs, more epochs or another seed",
-            stacklevel=4,
-        )
+def no_gain(share):
+    """What to say of a training after which so much of the squared error is left, see `Model.error_left`; or ''.
+
+    RuntimeError if that is no number. Of alike noise, clean images would leave half.
+    """
+    if math.isnan(share):
+        raise RuntimeError("the weights are no longer finite: begin with others, and lower the rates of the recipe")
+    if share <= NO_GAIN:
+        return ""
+    return (
+        f"the training has gained hardly anything: against the other noisy images, predictions have {share:.0%} of the "
+        "squared error of the noisy images themselves. Try more pairs, more epochs or another seed"
+    )
 
 
 def warn_of_offset(noise):
@@ -1151,22 +1158,36 @@ def read_weights(path):
 # ---------------------------------------------------------------------------------------------- tiles
 
 
-def tile_starts(size):
-    """Starts of the tiles that cover `size` pixels: multiples of TILE - OVERLAP, so of each `multiple`."""
-    return range(0, max(1, size - OVERLAP), TILE - OVERLAP)
+@dataclass(frozen=True)
+class Tiling:
+    """How a network predicts large images: in squares of `side` pixels, each of which overlaps the next by `overlap`.
 
-
-def blending_weights(start, size):
-    """Row weights of the tile at `start`, of `size` rows in all: 1, with ramps where it overlaps other tiles.
-
-    The weights of two overlapping tiles sum to 1; within MARGIN of an edge inside the image they are 0.
+    At edges inside the image, `margin` pixels are discarded: as many as the network's convolutions reach, or more, for
+    its gates. The rest of an overlap is blended. Tiles start where cells and pooling of the whole image do.
     """
-    length = min(TILE, size - start)
-    rows = torch.arange(length, dtype=torch.float32, device="cpu")
-    ramp = ((rows - MARGIN + 1) / (OVERLAP - 2 * MARGIN + 1)).clamp(0, 1)
-    rising = ramp if start > 0 else torch.ones_like(ramp)
-    falling = ramp.flip(0) if start + length < size else torch.ones_like(ramp)
-    return rising * falling
+
+    side: int
+    overlap: int
+    margin: int
+
+    @classmethod
+    def of(cls, network):
+        step, margin = 2 * max(CELL, network.multiple), max(MARGIN, network.reach)
+        overlap = -(-(2 * margin + BLENDED) // step) * step
+        return cls(max(TILE, 2 * overlap), overlap, margin)
+
+    def starts(self, size):
+        """Where the tiles that cover `size` pixels start."""
+        return range(0, max(1, size - self.overlap), self.side - self.overlap)
+
+    def weights(self, start, size):
+        """Of the rows of the tile at `start`, of `size` rows in all: those of overlapping tiles sum to 1."""
+        length = min(self.side, size - start)
+        rows = torch.arange(length, dtype=torch.float32, device="cpu")
+        ramp = ((rows - self.margin + 1) / (self.overlap - 2 * self.margin + 1)).clamp(0, 1)
+        rising = ramp if start > 0 else torch.ones_like(ramp)
+        falling = ramp.flip(0) if start + length < size else torch.ones_like(ramp)
+        return rising * falling
 
 
 # ---------------------------------------------------------------------------------------------- model
@@ -1192,6 +1213,8 @@ class Model:
         pairs_seen: how many pairs the weights were trained on, kept in the weights file.
         noise: `PairNoise` of the pairs that `train` saw last, kept in the weights file; None before.
         chosen_views: numbers of the views that self-ensembles average, see `choose_views`; None: all.
+        value_ranges: {type: (low, high)}, the values that were black and white in the files it was trained on, such as
+            {'uint16': (0, 4095)}. Set by `noise2noise train`, kept in the weights file, used by the commands.
     """
 
     @torch.inference_mode(False)
@@ -1205,7 +1228,7 @@ class Model:
         if not isinstance(recipe, Recipe | None):
             raise TypeError(f"recipe must be a Recipe or None; got {type(recipe).__name__}")
         self.recipe, self.seed, self.precision = recipe or Recipe(), whole_number(seed, "seed", 0), precision
-        self.pairs_seen, self.noise, self.chosen_views = 0, None, None
+        self.pairs_seen, self.noise, self.chosen_views, self.value_ranges = 0, None, None, {}
         self.name, self.in_channels = network, whole_number(in_channels, "in_channels", 1)
         self.sizes = all_sizes(NETWORKS[network], sizes)
         # The caller's random state stays as it is; two threads at once would swap theirs.
@@ -1229,6 +1252,7 @@ class Model:
             "pairs_seen": self.pairs_seen,
             "noise": self.noise and asdict(self.noise),
             "views": self.chosen_views,
+            "value_ranges": self.value_ranges,
             "weights": {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()},
         }
         save_atomically(content, path)
@@ -1250,6 +1274,7 @@ class Model:
             if not all(value.isfinite().all() for value in content["weights"].values()):
                 raise ValueError("its weights are not finite; train again")
             loaded.chosen_views = check_views(content.get("views"), loaded.every_view())
+            loaded.value_ranges = check_ranges(content.get("value_ranges", {}))
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -1313,9 +1338,10 @@ class Model:
                         progress(training.steps, steps, loss)
         finally:
             training.finish()
-            share = self.choose_views(noisy_a, noisy_b)
-        if recipe.loss == "l2":  # the others are no squared errors
-            warn_of_no_gain(share)
+            self.choose_views(noisy_a, noisy_b)
+        warning = no_gain(self.error_left(noisy_a, noisy_b))
+        if warning and recipe.loss == "l2":  # the others are no squared errors
+            warnings.warn(warning, stacklevel=3)
 
     def decide(self, noisy_a, noisy_b):
         """Measures the noise of pairs, see `noise`; returns the recipe for them, with its open choices made."""
@@ -1350,7 +1376,8 @@ class Model:
             ensemble = max(height, width) <= ENSEMBLE_SIDE
         views = self.views() if ensemble else [(D4[0], False, False)]
         pixels = CHUNK if self.device.type == "cpu" else GPU_CHUNK
-        chunk = max(1, pixels // (min(height, TILE) * min(width, TILE)))
+        side = Tiling.of(self.network).side
+        chunk = max(1, pixels // (min(height, side) * min(width, side)))
         return torch.cat([self._predict_tiles(part, views) for part in images.split(chunk)])
 
     def views(self):
@@ -1376,12 +1403,8 @@ class Model:
         A view is kept if averaging its prediction with that of the unchanged image does not increase the error against
         the other noisy image. Negatives of dark pictures, and reversed channels that are not colours or have unequal
         noise, are unlike all training images: averaged in, they can ruin a prediction.
-
-        Returns the squared error of the unchanged images' predictions as a share of that of the images themselves.
         """
-        middle = [slice(start, start + ENSEMBLE_SIDE) for start in middle_starts(noisy_a.shape[2:])]
-        some = slice(None, None, -(-len(noisy_a) // VIEWED)), slice(None), *middle
-        noisy, other = (to_device(images.detach()[some], self.device).float() / 255 for images in (noisy_a, noisy_b))
+        noisy, other = self._sample(noisy_a), self._sample(noisy_b)
         power = {"l2": 2, "l1": 1, "l0": 0.1}[self.recipe.loss]
         alone, *others = (self._denoise(noisy, [view]) for view in self.every_view())
         limit, *errors = (
@@ -1389,18 +1412,31 @@ class Model:
             for prediction in (alone, *((alone + view) / 2 for view in others))
         )
         self.chosen_views = [0, *(number for number, error in enumerate(errors, start=1) if error <= limit)]
-        before, after = ((some.clamp(0, 1) - other).square().mean().item() for some in (noisy, alone))
+
+    @in_own_mode
+    def error_left(self, noisy_a, noisy_b):
+        """The squared error of single passes against b, as a share of that of a, on up to 64 pairs as for `train`."""
+        noisy, other = self._sample(noisy_a), self._sample(noisy_b)
+        predicted = self._denoise(noisy, self.every_view()[:1])
+        before, after = ((images.clamp(0, 1) - other).square().mean().item() for images in (noisy, predicted))
         return after / before if before else 0.0
+
+    def _sample(self, images):
+        """The middle of up to VIEWED of the images, in [0, 1], on the model's device."""
+        middle = [slice(start, start + ENSEMBLE_SIDE) for start in middle_starts(images.shape[2:])]
+        some = slice(None, None, -(-len(images) // VIEWED)), slice(None), *middle
+        return to_device(images.detach()[some], self.device).float() / 255
 
     def _predict_tiles(self, images, views):
         """Predicts (B, C, H, W) tile by tile and blends the tiles; only one at a time is on the device."""
         height, width = images.shape[2:]
+        tiling = Tiling.of(self.network)
         result = torch.zeros(images.shape, dtype=torch.float32, device=images.device)
-        for top in tile_starts(height):
-            for left in tile_starts(width):
-                tile = (..., slice(top, top + TILE), slice(left, left + TILE))
+        for top in tiling.starts(height):
+            for left in tiling.starts(width):
+                tile = (..., slice(top, top + tiling.side), slice(left, left + tiling.side))
                 noisy = (to_device(images[tile], self.device).float() / 255).clamp(-1, 2)
-                weights = blending_weights(top, height)[:, None] * blending_weights(left, width)
+                weights = tiling.weights(top, height)[:, None] * tiling.weights(left, width)
                 result[tile] += (self._denoise(noisy, views) * weights.to(self.device)).to(images.device)
         return (result * 255).clamp(0, 255)
 
@@ -1426,6 +1462,13 @@ def check_views(numbers, views):
     if numbers[:1] != [0] or not set(numbers) <= set(range(len(views))) or len(set(numbers)) < len(numbers):
         raise ValueError(f"views must be None or different numbers below {len(views)}, 0 the first; got {numbers}")
     return numbers
+
+
+def check_ranges(ranges):
+    """The value ranges from a weights file; ValueError if they are none."""
+    if not all(isinstance(kind, str) and -math.inf < low < high < math.inf for kind, (low, high) in ranges.items()):
+        raise ValueError(f"value_ranges must be (low, high) of each type; got {ranges}")
+    return {kind: (low, high) for kind, (low, high) in ranges.items()}
 
 
 def to_view(images, element, negative, reverse):

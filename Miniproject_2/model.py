@@ -1537,7 +1537,12 @@ def warn_of_twins(noisy_a, noisy_b):
 
 
 def warn_of_no_gain(share):
-    """Warns if so much of the squared error is left, see `choose_views`; clean images leave half if noise is alike."""
+    """Warns if so much of the squared error is left, see `Model.error_left`; RuntimeError if that is no number.
+
+    Clean images leave half if noise is alike.
+    """
+    if math.isnan(share):
+        raise RuntimeError("the weights are no longer finite: begin with others, and lower the rates of the recipe")
     if share > NO_GAIN:
         warnings.warn(
             f"the training has gained hardly anything: against the other noisy images, predictions have {share:.0%} of "
@@ -1741,8 +1746,8 @@ class Model:
                         progress(training.steps, steps, loss)
         finally:
             training.finish()
-            share = self.choose_views(noisy_a, noisy_b)
-        warn_of_no_gain(share)
+            self.choose_views(noisy_a, noisy_b)
+        warn_of_no_gain(self.error_left(noisy_a, noisy_b))
 
     def _batch_size(self, pairs, epochs):
         """As many patches as hold the pixels of the recipe's batch; fewer if few are seen in all."""
@@ -1801,20 +1806,27 @@ class Model:
         A view is kept if the mean of its prediction and that of the unchanged image is no farther from the other noisy
         image than the latter prediction alone. Negatives of dark pictures, and reversed channels that are not colours
         or have unequal noise, are unlike anything learnt from: averaged in, they can ruin a prediction.
-
-        Returns the squared error of the unchanged images' predictions as a share of that of the images themselves.
         """
-        middle = [slice(start, start + ENSEMBLE_SIDE) for start in middle_starts(noisy_a.shape[2:])]
-        some = slice(None, None, -(-len(noisy_a) // VIEWED)), slice(None), *middle
-        noisy, other = (images.detach()[some].to(self.device).float() / 255 for images in (noisy_a, noisy_b))
+        noisy, other = self._sample(noisy_a), self._sample(noisy_b)
         alone, *others = (from_view(self.network.denoised(to_view(noisy, *view)), *view) for view in self.every_view())
         limit, *errors = (
             (prediction.clamp(0, 1) - other).square().mean().item()
             for prediction in (alone, *((alone + view) / 2 for view in others))
         )
         self.chosen_views = [0, *(number for number, error in enumerate(errors, start=1) if error <= limit)]
-        before = (noisy.clamp(0, 1) - other).square().mean().item()
-        return limit / before if before else 0.0
+
+    def error_left(self, noisy_a, noisy_b):
+        """The squared error of single passes against b, as a share of that of a, by up to 64 pairs as for `train`."""
+        noisy, other = self._sample(noisy_a), self._sample(noisy_b)
+        predicted = self.network.denoised(noisy)
+        before, after = ((images.clamp(0, 1) - other).square().mean().item() for images in (noisy, predicted))
+        return after / before if before else 0.0
+
+    def _sample(self, images):
+        """The middle of up to VIEWED of the images, in [0, 1], on the model's device."""
+        middle = [slice(start, start + ENSEMBLE_SIDE) for start in middle_starts(images.shape[2:])]
+        some = slice(None, None, -(-len(images) // VIEWED)), slice(None), *middle
+        return images.detach()[some].to(self.device).float() / 255
 
     def _predict_tiles(self, images, views, result):
         """Writes the prediction of (B, C, H, W) into `result`; only one tile at a time is on the model's device.

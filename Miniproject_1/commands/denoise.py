@@ -41,9 +41,9 @@ from Miniproject_1.commands.progress import progress_bar
 from Miniproject_1.commands.ranks import is_first
 from Miniproject_1.commands.report import Page, png_to_show
 from Miniproject_1.commands.weights import add_weights, load_model, predict_colours, weights_file
+from Miniproject_1.model import Tiling
 from Miniproject_1.others.data import check_new, check_writable, say_left_out, visible_files
 
-BAND, MARGIN = 640, 64  # rows that are predicted at once, and rows around them that are discarded
 HARDLY_ANY = 2  # grey values of noise: from pictures with less, weights take detail as well
 LITTLE_NOISE = f"with noise below {HARDLY_ANY} of 255, detail may be lost; --strength 0.5 keeps half of it"
 
@@ -71,7 +71,9 @@ def add_arguments(parser):
     )
     parser.add_argument("--force", action="store_true", help="overwrite existing files; never an input")
     beyond = "values up to the range's width beyond them are clipped, farther ones stay as they are"
-    add_range(parser, f"{beyond}. Default, for each picture by itself: ")
+    add_range(
+        parser, f"{beyond}. Default: as in the training of weights of your own; else, for each picture by itself: "
+    )
     parser.add_argument(
         "--quality",
         type=int,
@@ -206,11 +208,12 @@ def check_outputs(outputs, inputs):
 # ---------------------------------------------------------------------------------------------- one picture
 
 
-def bands(height):
-    """(rows to predict, rows to keep, where those are in the prediction) of each part of a picture."""
-    for start in range(0, height, BAND):
-        stop = min(start + BAND, height)
-        first, last = max(0, start - MARGIN), min(height, stop + MARGIN)
+def bands(height, tiling):
+    """(rows to predict, rows to keep, where those are in the prediction) of each part of a picture: a row of tiles."""
+    step, margin = tiling.side - tiling.overlap, tiling.overlap // 2
+    for start in range(0, height, step):
+        stop = min(start + step, height)
+        first, last = max(0, start - margin), min(height, stop + margin)
         yield slice(first, last), slice(start, stop), slice(start - first, stop - first)
 
 
@@ -228,7 +231,7 @@ def denoised(model, picture, strength=1.0, ensemble=None, progress=None):
     The picture is predicted in bands, so that only its stored pixels are in memory as a whole.
     """
     result = replace(picture, pixels=picture.pixels.copy())
-    parts = list(bands(len(picture.pixels)))
+    parts = list(bands(len(picture.pixels), Tiling.of(model.network)))
     for done, (rows, kept, inside) in enumerate(parts, start=1):
         noisy = picture.values(rows)
         clean = noisy.lerp(predicted(model, noisy, picture.space, ensemble), strength)
@@ -238,30 +241,53 @@ def denoised(model, picture, strength=1.0, ensemble=None, progress=None):
     return result.pixels
 
 
-def pictures_of(job, options):
-    """How many pictures the file of a job holds, and these; those of several pages are read one at a time."""
+def pictures_of(job, options, trained):
+    """How many pictures the file of a job holds, and these; those of several pages are read one at a time.
+
+    `trained`: the value ranges of the weights, see `choose_range`.
+    """
     try:
         picture = read_picture(job.source, options.max_megapixels, options.range)
     except SeveralPages as stack:
         if ENDINGS.get(job.target.suffix.lower()) != "TIFF":
             raise ValueError(f"only TIFF holds {stack.pages} pictures; write it to a name that ends in .tif") from stack
-        return stack.pages, pages_of(job.source, options)
+        return stack.pages, pages_of(job.source, options, trained)
     check_holds(picture, job.target)
-    picture.note_range()
+    picture.note_range(choose_range(picture, options.range, trained))
     return 1, [picture]
 
 
-def pages_of(path, options):
+def pages_of(path, options, trained):
     """The pages of a TIFF, one at a time, all with the same range, which is noted of the first.
 
     ValueError if they differ in size or kind.
     """
     widest = range_of_pages(path, options.max_megapixels)
-    for number, picture in enumerate(read_pages(path, options.max_megapixels, options.range or widest)):
-        picture.reach = 1 if options.range else 0
+    for number, picture in enumerate(read_pages(path, options.max_megapixels, options.range)):
+        if not options.range:
+            picture.value_range = widest
+        why = choose_range(picture, options.range, trained)
         if number == 0:
-            picture.note_range()
+            picture.note_range(why)
         yield picture
+
+
+def choose_range(picture, given, trained):
+    """Takes the range that the weights were trained with for pictures of this type, unless one is given.
+
+    Returns why it is what it is, in words. ValueError if a whole-number picture exceeds the range of the training.
+    """
+    known = trained.get(str(picture.pixels.dtype))
+    if known is None:
+        return ""
+    low, high = known
+    if given:
+        return "" if given == known else f"where the weights were trained with {low:g} and {high:g}"
+    most = picture.value_range[1]
+    if picture.pixels.dtype.kind == "u" and most > high:
+        raise ValueError(f"its values need {most:g} as white; the weights were trained with {high:g}: give --range")
+    picture.take_range(known)
+    return "as in the training of the weights"
 
 
 def do(job, model, options, page, progress=None):
@@ -270,7 +296,7 @@ def do(job, model, options, page, progress=None):
     if job.error:
         raise job.error
     check_new(job.target, options.force)
-    count, pictures = pictures_of(job, options)
+    count, pictures = pictures_of(job, options, model.value_ranges)
     facts, levels, notes, shown = [], [], {}, []
 
     def results():

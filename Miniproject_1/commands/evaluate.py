@@ -203,9 +203,9 @@ def run(options):
         raise ValueError(f"{options.weights!r} means something else in the results; give ./{options.weights}")
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit takes at least 1; got {options.limit}")
-    scale = Scale(options.range)
-    pairs = open_pairs(options.first, options.second, options.max_megapixels, scale, clean=True)
     model = load_model(options.weights, options.device)
+    scale = Scale(options.range, model.value_ranges)
+    pairs = open_pairs(options.first, options.second, options.max_megapixels, scale, clean=True)
     count = min(len(pairs), options.limit or len(pairs))
     errors, similarities = {}, {}
     with progress_bar(count, options.quiet) as bar:

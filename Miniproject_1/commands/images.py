@@ -127,9 +127,13 @@ class Picture:
         low, high = self.value_range
         return (values < low - self.reach * (high - low)) | (values > high + self.reach * (high - low))
 
-    def note_range(self):
+    def take_range(self, value_range):
+        """Takes these values as black and white; what `to_255` clips beyond them is kept."""
+        self.value_range, self.reach = value_range, 1
+
+    def note_range(self, why=""):
         """Notes what is taken as black and white, if that is not the usual range, and if it may be too wide."""
-        note, colours = range_in_words(self.value_range, self.pixels.dtype), self.pixels[:, :, : self.colours]
+        note, colours = range_in_words(self.value_range, self.pixels.dtype, why), self.pixels[:, :, : self.colours]
         self.notes += [note] if note else []
         if beyond := int(self.beyond(colours).sum()):
             where = "far beyond" if self.reach else "beyond"
@@ -236,8 +240,10 @@ def checked(picture, value_range):
         raise ValueError("the picture has no pixel")
     if picture.pixels.dtype.kind == "f" and not need_numpy().isfinite(picture.pixels).all():
         raise ValueError("the picture holds NaN or infinite values; replace them first")
-    picture.value_range = value_range or default_range(picture.pixels[:, :, : picture.colours])
-    picture.reach = 1 if value_range else 0  # what `to_255` clips beyond a given range is kept
+    if value_range:
+        picture.take_range(value_range)
+    else:
+        picture.value_range, picture.reach = default_range(picture.pixels[:, :, : picture.colours]), 0
     return picture
 
 
@@ -296,11 +302,12 @@ def sampled(values, count=2**20):
     return values.reshape(-1)[need_numpy().random.default_rng(0).integers(values.size, size=count)]
 
 
-def range_in_words(value_range, dtype):
-    """A note that says which values are taken as black and white; empty for the usual range of the type."""
+def range_in_words(value_range, dtype, why=""):
+    """A note that says which values are taken as black and white, and why; empty for the usual range of the type."""
     if value_range == {"uint8": (0, 255), "uint16": (0, 65535)}.get(str(dtype), (0, 1)):
         return ""
-    return f"{value_range[0]:g} is taken as black, {value_range[1]:g} as white; --range changes that"
+    because = f", {why}" if why else ""
+    return f"{value_range[0]:g} is taken as black, {value_range[1]:g} as white{because}; --range changes that"
 
 
 @contextlib.contextmanager

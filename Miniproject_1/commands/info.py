@@ -1,4 +1,4 @@
-"""Shows what a weights file holds: network, sizes, parameters, work per pixel, and training pairs seen."""
+"""Shows what a weights file holds: network, sizes, parameters, work per pixel, pairs seen and their value ranges."""
 
 import json
 from pathlib import Path
@@ -26,6 +26,7 @@ def facts_of(name):
         "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
         "multiply_adds_a_pixel": multiply_adds(model),
         "pairs_seen": model.pairs_seen,
+        "value_ranges": model.value_ranges,
     }
 
 
@@ -52,8 +53,9 @@ def run(options):
     if options.json:
         print(json.dumps(facts))
         return 0
-    for name, value in facts.items():
+    ranges = {kind: f"{low:g} to {high:g}" for kind, (low, high) in facts["value_ranges"].items()}
+    for name, value in (facts | {"value_ranges": ranges}).items():
         if isinstance(value, dict):
-            value = ", ".join(f"{key} {part}" for key, part in value.items())
+            value = ", ".join(f"{key} {part}" for key, part in value.items()) or "unknown"
         print(f"{name.replace('_', ' '):22} {f'{value:,}' if isinstance(value, int) else value}")
     return 0

@@ -57,10 +57,18 @@ class Scale:
 
     Args:
         given: (low, high) that the user chose; None: for each type the widest that `decide` gets first.
+        trained: {type: (low, high)} that weights were trained with, for those types unless `given`.
+
+    Attributes:
+        used: {type: (low, high)} of the arrays so far.
     """
 
-    def __init__(self, given=None):
-        self.given, self.ranges = given, {}
+    def __init__(self, given=None, trained=()):
+        self.given, self.ranges, self.used = given, dict(trained), {}
+        if given is None and is_first():
+            for dtype, one in self.ranges.items():
+                if note := range_in_words(one, dtype, "as in the training of the weights"):
+                    print(f"{dtype} values: {note}", file=sys.stderr)
 
     def known(self, dtype):
         return self.given is not None or str(dtype) in self.ranges
@@ -84,6 +92,10 @@ class Scale:
         Beside clean arrays, which set the range (`beside_clean`), noise may reach one width of it beyond white, where
         `to_255` clips it; a few outliers may lie farther.
         """
+        self.used[str(array.dtype)] = found = self._of(array, own, beside_clean)
+        return found
+
+    def _of(self, array, own, beside_clean):
         if self.given is not None:
             return self.given
         low, high = self.ranges.get(str(array.dtype), own)

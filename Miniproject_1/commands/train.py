@@ -30,7 +30,8 @@ On several GPUs, each computes part of every batch; the result is the same excep
 
     torchrun --nproc-per-node 2 -m Miniproject_1 train first/ second/ -o mine.pth
 
-WEIGHTS always holds the averaged weights of the last epoch. WEIGHTS.checkpoint, removed at the end, holds all that
+WEIGHTS always holds the averaged weights of the last epoch, and the range of the files' values, which `denoise` and
+`evaluate` then use, too. WEIGHTS.checkpoint, removed at the end, holds all that
 --resume needs to continue as if uninterrupted, to the last bit on the same machine.
 """
 
@@ -64,7 +65,6 @@ from Miniproject_1.commands.ranks import SharedTraining, from_first, in_group, i
 from Miniproject_1.commands.weights import PURPOSES, add_device, load_model, weights_file
 from Miniproject_1.model import (
     LOSSES,
-    NO_GAIN,
     Model,
     Pairs,
     Recipe,
@@ -72,6 +72,7 @@ from Miniproject_1.model import (
     batch_size_and_peak,
     least_epochs,
     lr_factor,
+    no_gain,
     save_atomically,
 )
 from Miniproject_1.others.data import check_writable, read_checkpoint
@@ -333,7 +334,8 @@ def run(options):
 def train(options):
     checkpoint = options.out.with_name(options.out.name + ".checkpoint")
     check_files(options, checkpoint)
-    scale = Scale(options.range)
+    started = load_model(options.start, options.device) if options.start else None
+    scale = Scale(options.range, started.value_ranges if started else {})
     pairs = open_sources(options.sources, options.max_megapixels, scale)
     singles = isinstance(pairs, Singles)
     if not options.no_inspect and is_first():
@@ -341,7 +343,8 @@ def train(options):
         look(pairs, options)
     learnt, held, unseen = held_out(squares(pairs), options.seed)
     validation = open_validation(options, scale) if options.validate else None  # with the scale that training decided
-    training = Run(make_model(options, learnt.first.shape[1]), learnt, options.seed)
+    training = Run(make_model(options, started, learnt.first.shape[1]), learnt, options.seed)
+    training.model.value_ranges |= scale.used
     if validation:
         validate(training.model, validation, 1)  # mismatches raise now, not after an epoch
     key = f"{tuple(learnt.first.shape)}, seed {options.seed}, start {options.start}, length {length(options)}"
@@ -425,15 +428,15 @@ def look_at_singles(singles, options):
         say([finding], file=sys.stderr)
 
 
-def make_model(options, channels):
-    if options.start is None:
+def make_model(options, started, channels):
+    """The model that began as weights of `--start`, or a fresh one for images of so many channels."""
+    if started is None:
         recipe = Recipe(loss=options.loss)
         return Model(in_channels=channels, recipe=recipe, seed=options.seed, device=options.device)
-    model = load_model(options.start, options.device)
-    model.recipe = replace(model.recipe, loss=options.loss)
-    if model.in_channels != channels:
-        raise ValueError(f"--start {options.start} is for {model.in_channels} channels; the pairs have {channels}")
-    return model
+    if started.in_channels != channels:
+        raise ValueError(f"--start {options.start} is for {started.in_channels} channels; the pairs have {channels}")
+    started.recipe = replace(started.recipe, loss=options.loss)
+    return started
 
 
 def check_losses(training):
@@ -461,7 +464,8 @@ def learn(training, options, checkpoint, key, report):
                 check_losses(training)
             if ended:
                 with training.training.averaged():
-                    share = training.model.choose_views(training.pairs.noisy_a, training.pairs.noisy_b)
+                    training.model.choose_views(training.pairs.noisy_a, training.pairs.noisy_b)
+                    share = training.model.error_left(training.pairs.noisy_a, training.pairs.noisy_b)
                     training.model.save(options.out)
                     line = report(time.monotonic() - began)
                 if not options.quiet:
@@ -469,9 +473,5 @@ def learn(training, options, checkpoint, key, report):
             if due:
                 save_atomically(training.state_dict(key), checkpoint)
                 saved = time.monotonic()
-    if options.loss == "l2" and share > NO_GAIN:
-        print(
-            "warning: the training has gained hardly anything: against the other noisy pictures, predictions have "
-            f"{share:.0%} of the squared error of the noisy ones; try more pairs, more --epochs or another --seed",
-            file=sys.stderr,
-        )
+    if options.loss == "l2" and (warning := no_gain(share)):
+        print(f"warning: {warning}", file=sys.stderr)

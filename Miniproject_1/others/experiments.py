@@ -172,6 +172,7 @@ class Flat(nn.Module):
         super().__init__()
         self.first, self.last = conv(3, width), zero_initialised(conv(width, 3))
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
+        self.reach = 2 * blocks + 2
         make_equivariant(self)
 
     def forward(self, images):

@@ -17,7 +17,7 @@ numpy = pytest.importorskip("numpy")
 
 from Miniproject_1.__main__ import main  # noqa: E402
 from Miniproject_1.commands import denoise, images, weights  # noqa: E402
-from Miniproject_1.model import Model  # noqa: E402
+from Miniproject_1.model import Model, Tiling  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,10 +86,14 @@ def test_bands_give_what_the_whole_picture_gives(course, size, monkeypatch):
     assert numpy.abs(parts - whole[0].permute(1, 2, 0).numpy()).max() <= 1
 
 
-def test_bands_cover_every_row_once():
+@pytest.mark.parametrize("network", ["residual_unet", "noise2noise"])
+def test_bands_cover_every_row_once(network):
+    tiling = Tiling.of(Model(network, width=8).network)
     for height in (1, 639, 640, 641, 1280, 5000):
         kept = torch.zeros(height, dtype=torch.int64)
-        for rows, keep, inside in denoise.bands(height):
+        for rows, keep, inside in denoise.bands(height, tiling):
+            assert rows.stop - rows.start <= tiling.side and rows.start % 32 == 0
+            assert rows.start == 0 or keep.start - rows.start >= tiling.margin
             kept[keep] += 1
             assert torch.equal(torch.arange(height)[rows][inside], torch.arange(height)[keep])
         assert (kept == 1).all()
@@ -624,3 +628,43 @@ def test_ranges_that_differ_between_pictures_are_said(identity, tmp_path, capsys
     (tmp_path / "in" / "c.tif").unlink()
     assert main([*call, str(tmp_path / "again")]) == 0
     assert "--range for all" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def twelve_bits(tmp_path):
+    """Weights of an untrained network whose pictures of 16 bits had 4095 as white."""
+    model = Model(width=8)
+    model.value_ranges = {"uint16": (0, 4095), "float32": (-1.0, 3.0)}
+    model.save(tmp_path / "twelve.pth")
+    return tmp_path / "twelve.pth"
+
+
+@pytest.mark.parametrize("pages", [1, 3])
+@pytest.mark.parametrize(("dtype", "expected"), [("uint16", [0, 4095]), ("float32", [-1, 3]), ("uint8", [0, 255])])
+def test_pictures_have_the_range_that_the_weights_were_trained_with(
+    tmp_path, twelve_bits, capsys, pages, dtype, expected
+):
+    tifffile = pytest.importorskip("tifffile")
+    values = (numpy.random.default_rng(0).random((pages, 40, 50)) * (0.9 if dtype == "float32" else 200)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+    call = ["denoise", f"{tmp_path}/a.tif", "-o", f"{tmp_path}/b.tif", "--weights", str(twelve_bits), "--json"]
+    assert main(call) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["range"] == expected
+    assert any("as in the training of the weights" in note for note in facts["notes"]) == (dtype != "uint8")
+    assert main([*call, "--force", "--range", "0", "300"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["range"] == [0, 300]
+    assert any("the weights were trained with" in note for note in facts["notes"]) == (dtype != "uint8")
+
+
+@pytest.mark.parametrize("pages", [1, 2])
+def test_a_picture_beyond_the_range_of_the_training_needs_a_range(tmp_path, twelve_bits, capsys, pages):
+    tifffile = pytest.importorskip("tifffile")
+    values = numpy.random.default_rng(0).integers(0, 60_000, (pages, 40, 50), dtype="uint16")
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+    call = ["denoise", f"{tmp_path}/a.tif", "-o", f"{tmp_path}/b.tif", "--weights", str(twelve_bits)]
+    assert main(call) == 1
+    assert "the weights were trained with 4095: give --range" in capsys.readouterr().err
+    assert not (tmp_path / "b.tif").exists()
+    assert main([*call, "--range", "0", "65535"]) == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from Miniproject_1 import model as project
 from Miniproject_1.__main__ import main
 from Miniproject_1.commands import evaluate, inspect, pairs, train
 from Miniproject_1.model import Model, read_weights
@@ -83,8 +84,8 @@ def test_without_a_length_few_pairs_are_passed_over_again(files, capsys, monkeyp
 
 
 def test_a_training_in_vain_is_said(files, capsys, monkeypatch):
-    for limit, said in ((train.NO_GAIN, False), (0.0, True)):
-        monkeypatch.setattr(train, "NO_GAIN", limit)
+    for limit, said in ((project.NO_GAIN, False), (0.0, True)):
+        monkeypatch.setattr(project, "NO_GAIN", limit)
         assert main(command(files, "--epochs", "1", "--no-inspect", "--force")) == 0
         assert ("gained hardly anything" in capsys.readouterr().err) == said
 
@@ -770,6 +771,33 @@ def test_figures_overwrite_no_pictures(tmp_path, monkeypatch, capsys, options, r
     assert main(["evaluate", "noisy", "clean", "--weights", "course", "--force", *options.split()]) == 1
     assert reason in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+
+
+@pytest.mark.parametrize("given", [[], ["--range", "0", "5000"]], ids=["found", "given"])
+def test_the_range_of_the_files_goes_with_the_weights(tmp_path, capsys, given):
+    numpy = pytest.importorskip("numpy")
+    clean, a, b = (part.numpy() * 10 for part in data(count=8))
+    white = 5000 if given else 4095
+    for name, images in (("a", a), ("b", b), ("dark", a[:4] / 5), ("clean", clean[:4] / 5)):
+        numpy.save(tmp_path / f"{name}.npy", images.astype("uint16"))
+    call = [f"{tmp_path}/a.npy", f"{tmp_path}/b.npy", "--epochs", "1", "--no-inspect"]
+    assert main(["train", *call, "-o", f"{tmp_path}/one.pth", *given]) == 0
+    assert read_weights(tmp_path / "one.pth")["value_ranges"] == {"uint16": (0, white)}
+    said = f"uint16 values: 0 is taken as black, {white} as white, as in the training of the weights"
+    capsys.readouterr()
+    evaluated = ["evaluate", f"{tmp_path}/dark.npy", f"{tmp_path}/clean.npy", "--weights", f"{tmp_path}/one.pth"]
+    assert main([*evaluated, "--json"]) == 0  # by itself it would have 1023 as white
+    output = capsys.readouterr()
+    assert said in output.err
+    assert main([*evaluated, "--json", "--range", "0", str(white)]) == 0
+    given = capsys.readouterr()
+    assert given.out == output.out and "training" not in given.err
+    started = ["train", f"{tmp_path}/dark.npy", f"{tmp_path}/dark.npy", "--start", f"{tmp_path}/one.pth"]
+    assert main([*started, "-o", f"{tmp_path}/two.pth", "--no-inspect"]) == 0
+    assert said in capsys.readouterr().err
+    assert read_weights(tmp_path / "two.pth")["value_ranges"] == {"uint16": (0, white)}
+    assert main(["info", f"{tmp_path}/two.pth"]) == 0
+    assert re.search(rf"value ranges +uint16 0 to {white}\n", capsys.readouterr().out)
 
 
 # ---------------------------------------------------------------------------------------------- info, data

@@ -110,19 +110,48 @@ def test_tiles_change_next_to_nothing(trained, monkeypatch):
     assert difference.mean() < 0.1 and difference.max() < 5  # grey values, where the noise has 25
 
 
+@pytest.mark.parametrize(
+    ("network", "sizes"),
+    [
+        ("residual_unet", {"width": 8}),
+        ("residual_unet", {"width": 8, "levels": 3, "blocks": 1, "inner_blocks": 4}),
+        ("residual_unet", {"width": 8, "levels": 4, "blocks": 2, "inner_blocks": 1}),
+        ("unet", {"width": 2}),
+        ("noise2noise", {"width": 2}),
+    ],
+)
+@torch.no_grad()
+def test_networks_see_as_far_as_their_reach(network, sizes):
+    """A dot spreads through positive weights; where it is on the grid of the lower resolutions tells how far."""
+    network = Model(network, **sizes).network.double()
+    for parameter in network.parameters():
+        parameter.fill_(1 / parameter[0].numel() if parameter.ndim == 4 else 0)
+    size, step = 512, network.multiple
+    spread = []
+    for at in range(256, 256 + step):
+        dot = torch.full((1, 3, 1, size), 0.5, dtype=torch.float64).expand(-1, -1, 32, -1).clone()
+        before = network(dot)
+        dot[:, :, :, at] = 1.0
+        changed = (network(dot) != before).any(2).any(1)[0].nonzero()
+        spread.append((changed - at).abs().max().item())
+    assert max(spread) == network.reach
+
+
 @pytest.mark.parametrize("weights", sorted(path.name for path in project.PRETRAINED.parent.glob("*.pth")))
-def test_shipped_networks_see_no_farther_than_the_margin(weights):
-    """A pixel's influence ends within MARGIN, but for the gates: a network of the shipped depth spreads one dot."""
-    sizes = project.read_weights(project.PRETRAINED.with_name(weights))["sizes"] | {"width": 8}
-    network = Model(**sizes).network.double()
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.fill_(1.0 if parameter.ndim == 4 and "gate" not in name else 0)  # no path is rounded away
-        for at in range(60, 64):
-            dot = torch.full((1, 3, 128, 128), 0.5, dtype=torch.float64)
-            dot[:, :, at, at] = 1.0
-            changed = (network(dot) != 0.5).any(1)[0].nonzero()
-            assert 20 < (changed - at).abs().max().item() <= project.MARGIN
+def test_shipped_networks_have_tiles_of_768_pixels(weights):
+    tiling = project.Tiling.of(Model(**project.read_weights(project.PRETRAINED.with_name(weights))["sizes"]).network)
+    assert tiling == project.Tiling(side=768, overlap=128, margin=56)
+
+
+def test_tiles_of_the_original_networks_do_not_show(monkeypatch):
+    image = noisy_versions(smooth_images(1, 700, 40))[0]
+    for network in ("unet", "noise2noise"):
+        model = Model(network, width=8, precision="float32")
+        whole = model.predict(image, False)
+        monkeypatch.setattr(project, "TILE", 64)
+        assert len(project.Tiling.of(model.network).starts(700)) > 1 or network == "noise2noise"
+        torch.testing.assert_close(model.predict(image, False), whole, atol=0.02, rtol=0)
+        monkeypatch.undo()
 
 
 def gating_block():
@@ -162,14 +191,15 @@ def test_tiles_go_to_the_device_one_at_a_time(trained, monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 128, 129, 767, 768, 769, 1408, 1409, 4000])
 def test_tiles_cover_everything_and_overlap(size):
-    starts = list(project.tile_starts(size))
-    covered = {i for start in starts for i in range(start, min(size, start + project.TILE))}
+    tiling = project.Tiling.of(Model().network)
+    starts = list(tiling.starts(size))
+    covered = {i for start in starts for i in range(start, min(size, start + tiling.side))}
     assert covered == set(range(size))
-    assert all(b - a == project.TILE - project.OVERLAP for a, b in itertools.pairwise(starts))
+    assert all(b - a == 640 for a, b in itertools.pairwise(starts))
     assert all(start % 32 == 0 for start in starts)
     total = torch.zeros(size)
     for start in starts:
-        total[start : start + project.TILE] += project.blending_weights(start, size)
+        total[start : start + tiling.side] += tiling.weights(start, size)
     torch.testing.assert_close(total, torch.ones(size))
 
 
@@ -645,11 +675,12 @@ def test_a_training_does_not_depend_on_the_default_dtype(dtype):
         model.train(*pairs, 1)
         return weights(model)
 
-    expected, ramp = learnt(), project.blending_weights(640, 900)
+    tiling = project.Tiling.of(Model().network)
+    expected, ramp = learnt(), tiling.weights(640, 900)
     torch.set_default_dtype(dtype)
     try:
         assert torch.equal(learnt(), expected)
-        assert torch.equal(project.blending_weights(640, 900), ramp)
+        assert torch.equal(tiling.weights(640, 900), ramp)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -953,7 +984,7 @@ def test_ratio_of_the_channels_noise():
 class Limited(torch.nn.Module):
     """A network that lets values up to a limit pass."""
 
-    equivariant, multiple = True, 1
+    equivariant, multiple, reach = True, 1, 0
 
     def __init__(self, limit):
         super().__init__()
@@ -1010,11 +1041,20 @@ def test_a_training_in_vain_gives_a_warning(loss):
 def test_the_middle_of_large_images_tells_what_a_training_has_gained():
     model, clean = Model(width=8), smooth_images(1, 200, 200)
     clean[:, :, :64, :64] = 0
-    assert model.choose_views(clean, clean) == 0.0
-    share = model.choose_views(*noisy_versions(clean))
+    assert model.error_left(clean, clean) == 0.0
+    share = model.error_left(*noisy_versions(clean))
     assert share == pytest.approx(1, abs=0.01)  # fresh weights give back what they get
     model.load_pretrained_model()
-    assert model.choose_views(*noisy_versions(clean)) < 0.7
+    assert model.error_left(*noisy_versions(clean)) < 0.7
+
+
+@pytest.mark.parametrize("loss", ["l2", "l0"])
+def test_a_training_that_ends_with_nan_is_an_error(loss):
+    model = Model(width=8, recipe=Recipe(loss=loss))
+    with torch.no_grad():
+        model.network.first.bias.fill_(math.nan)
+    with pytest.raises(RuntimeError, match="no longer finite: begin with others"):
+        model.train(*noisy_versions(smooth_images(16)), 1)
 
 
 def test_self_ensembles_leave_out_channels_that_are_no_colours(tmp_path):
@@ -1047,6 +1087,21 @@ def test_views_of_a_weights_file_are_checked(tmp_path):
         model.save(tmp_path / "odd.pth")
         with pytest.raises(ValueError, match="views must be None or different numbers below 4"):
             Model().load(tmp_path / "odd.pth")
+
+
+def test_value_ranges_of_a_weights_file_are_kept_and_checked(tmp_path):
+    model, again = Model(width=8), Model()
+    for ranges in ({}, {"uint16": (0, 4095), "float32": (-1.5, 2.0)}):
+        model.value_ranges = ranges
+        model.save(tmp_path / "a.pth")
+        again.load(tmp_path / "a.pth")
+        assert again.value_ranges == ranges
+    for ranges in ({"uint16": (5, 5)}, {"uint16": (0, float("inf"))}, {3: (0, 1)}, {"uint16": 4095}, 7):
+        model.value_ranges = ranges
+        model.save(tmp_path / "odd.pth")
+        with pytest.raises(ValueError, match=r"odd\.pth does not describe"):
+            again.load(tmp_path / "odd.pth")
+    assert again.value_ranges == {"uint16": (0, 4095), "float32": (-1.5, 2.0)}
 
 
 @pytest.mark.parametrize(("noise", "swapped"), [(gaussian, True), (blurred, False)])

@@ -1,6 +1,7 @@
 """Model: predict on anything, train, save and load, errors."""
 
 import copy
+import math
 import os
 import pickle
 import random
@@ -84,6 +85,13 @@ def test_chunks_and_tiles_equal_the_whole(monkeypatch, size, ensemble):
         monkeypatch.setattr(ours, "CHUNK", chunk)
         monkeypatch.setattr(ours, "TILE", 32)
         assert torch.allclose(model.predict(images, ensemble), whole, atol=1e-3)
+
+
+def test_a_training_that_ends_with_nan_is_an_error():
+    model = small()
+    model.network.param()[0][0].fill_(math.nan)
+    with pytest.raises(RuntimeError, match="no longer finite: begin with others"):
+        model.train(*pictures(8)[:2], 1)
 
 
 def test_a_training_in_vain_gives_a_warning():
