@@ -379,10 +379,10 @@ def classics():
     return {
         "median filter": (median, [2, 3, 4, 5]),
         "Gaussian filter": (gaussian, [0.4, 0.5, 0.6, 0.7, 0.8, 1.0]),
-        "bilateral filter": (bilateral, [[c, s] for c in (0.2, 0.4, 0.8, 1.6) for s in (0.5, 0.6, 0.7, 0.8, 1.0)]),
-        "non-local means": (non_local, [[p, h] for p in (3, 5) for h in (0.05, 0.08, 0.1, 0.13, 0.17)]),
+        "bilateral filter": (bilateral, [[c, s] for c in (0.4, 0.8, 1.6, 3.2, 6.4) for s in (0.5, 0.6, 0.7, 0.8, 1.0)]),
+        "non-local means": (non_local, [[p, h] for p in (3, 5, 7) for h in (0.08, 0.1, 0.13)]),
         "wavelet shrinkage": (wavelet, [0.05, 0.07, 0.1, 0.13]),
-        "BM3D": (block_matching, [0.05, 0.07, 0.1]),
+        "BM3D": (block_matching, [0.13, 0.17, 0.2]),
         "total variation": (variation, [0.05, 0.08, 0.1, 0.13, 0.16, 0.2]),
     }
 
@@ -405,11 +405,18 @@ def measure_classics(data):
             "psnr": scores[best],
             "best": parameters[best],
             "tried": len(parameters),
-            "edge": best in (0, len(parameters) - 1) and not isinstance(parameters[0], list),
+            "edge": at_edge(parameters[best], parameters),
         }
     for name, model in (("project 1", shipped(Model1(device="cpu"))), ("project 2", shipped(Model2(device="cpu")))):
         result[name] = {"psnr": psnr_of_each(model.predict(noisy, ensemble=False), clean).mean().item()}
     return result
+
+
+def at_edge(best, tried):
+    """Whether a parameter, or one of several, is the smallest or the largest of those tried."""
+    if not isinstance(best, list):
+        return best in (min(tried), max(tried))
+    return any(at_edge(*column) for column in zip(best, map(list, zip(*tried, strict=True)), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------- framework

@@ -563,8 +563,11 @@ CLASSIC_PARAMETERS = {
 
 
 def classics_table(classics):
+    """ValueError where the best parameter is the smallest or the largest tried: a wider range may have a better one."""
     found = [["noisy images", "—", f"{classics['input']:.2f}"]]
     for name, entry in sorted(classic_rows(classics).items(), key=lambda item: item[1]["psnr"]):
+        if entry["edge"]:
+            raise ValueError(f"{name} is best at {entry['best']}, at the edge of what was tried: try more")
         best = entry["best"] if isinstance(entry["best"], list) else [entry["best"]]
         settings = [f"{label} {value:g}" for label, value in zip(CLASSIC_PARAMETERS[name], best, strict=True)]
         found.append([name, ", ".join(settings), f"{entry['psnr']:.2f}"])
@@ -687,8 +690,13 @@ def second_facts():
         result[f"ratio.{name}"] = f"{entry['together']:.2f}"
     blocks = [entry["together"] for name, entry in bench["blocks"].items() if not name.startswith("network")]
     result |= {"ratio.low": f"{min(blocks):.2f}", "ratio.high": f"{max(blocks):.2f}"}
-    side, ratio = max(bench["side_growth"], key=lambda entry: entry[1])
-    result |= {"growth.side": str(side), "growth.ratio": f"{ratio:.1f}"}
+    points = (
+        (ratio, what, size)
+        for what in ("batch", "channels", "side")
+        for size, ratio in bench[f"{what.removesuffix('s')}_growth"]
+    )
+    ratio, what, size = max(points)
+    result |= {"growth.what": what, "growth.size": str(size), "growth.ratio": f"{ratio:.1f}"}
     half = known["precision"]["Miniproject_2"]
     result |= {
         "half.step": f"{bench['bfloat16_of_float32']:.2f}",
