@@ -87,6 +87,8 @@ COURSE_PAIRS = 50_000
 BATCH = 100  # images a call of predict, as in the course
 SEEDS = 20  # random draws on which a block has to agree with torch
 TICK = 0.1  # s between two looks at a child
+MOST_PRINTED = 10_000_000  # bytes; a child that prints more is ended
+LONGEST = 200  # characters of an error
 
 HERE = Path(__file__).resolve().parent
 ALLOWED_IMPORTS = {"torch": {"empty", "cat", "arange"}, "torch.nn.functional": {"fold", "unfold"}}
@@ -157,7 +159,12 @@ def tolerance(name):
 
 def describe(error):
     """The last line of a traceback, and the graded line that it came from."""
-    line = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+    try:
+        text = str(error)
+    except Exception:  # graded code may define it
+        text = "its message cannot be read"
+    line = " ".join(f"{type(error).__name__}: {text}".split())
+    line = line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
     line = "".join(c if c.isprintable() else "?" for c in line)  # a terminal would obey control characters
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "Miniproject_" in f.filename]
     return line + (f" [{Path(frames[-1].filename).name}:{frames[-1].lineno}]" if frames else "")
@@ -598,32 +605,44 @@ def read_answers(step, folder):
     rows = []
     with suppress(OSError, ValueError, TypeError):  # graded code may have destroyed what is there
         rows.extend(Row(*json.loads(line)) for line in (folder / "rows").read_text().splitlines())
-        if lines := len((folder / "printed").read_bytes().splitlines()):
+        with open(folder / "printed", "rb") as printed:
+            lines = sum(1 for _ in printed)
+        if lines:
             rows.append(Row(SILENT, "warning", note=f"{step.name} printed {lines} lines"))
     return rows
 
 
 def run_child(step, job, limit, folder):
-    """Runs a step in a child process and kills all that it has started; returns what ended it too early, if so."""
-    work, answers = folder / "work", folder / "rows"
+    """Runs a step in a child process and kills its process group; returns what ended it too early, if anything did."""
+    work, answers, output = folder / "work", folder / "rows", folder / "printed"
     work.mkdir()
     command = [sys.executable, __file__, "--child", step.name, json.dumps(job), str(answers)]
-    with open(folder / "printed", "wb") as printed:
+    with open(output, "wb") as printed:
         streams = {"stdin": subprocess.DEVNULL, "stdout": printed, "stderr": printed}
         child = subprocess.Popen(command, cwd=work, start_new_session=True, **streams)
     try:
         while child.poll() is None and not answers.exists():  # its start does not count
             time.sleep(TICK)
         end = time.monotonic() + limit
-        while child.poll() is None and time.monotonic() < end:
+        while child.poll() is None and time.monotonic() < end and size_of(output) <= MOST_PRINTED:
             time.sleep(TICK)
-        timed_out = child.poll() is None
-        return f"timed out after {limit:g} s" if timed_out else f"ended the process, exit status {child.returncode}"
+        if child.poll() is not None:
+            return f"ended the process, exit status {child.returncode}"
+        timed_out = time.monotonic() >= end
+        return f"timed out after {limit:g} s" if timed_out else f"printed more than {MOST_PRINTED // 10**6} MB"
     finally:
         child.kill()
         with suppress(AttributeError, OSError):  # no killpg on Windows; nothing left to kill
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+
+
+def size_of(path):
+    """Bytes of a file; 0 without one, since graded code may have removed it."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def serve(name, job, path):

@@ -69,7 +69,7 @@ class Recipe:
     min_pairs: int = 2_000  # of 32 x 32, for fresh weights: fewer get more epochs, at most MOST_PASSES
     muon_lr: float = 4e-3  # peak, hidden convolution weights
     adam_lr: float = 5e-3  # peak, all other parameters
-    last_share: float | None = None  # the last layer's rate, as a share of adam_lr; None: see `decided`, else 1
+    last_lr_scale: float | None = None  # the last layer's rate, as a share of adam_lr; None: see `resolved`, else 1
     constant_lr: bool = False  # otherwise the rates rise over the first 5 % of the steps, then fall linearly to 0
     ema_decay: float = 0.995  # of the exponential moving average of the weights; 0: no averaging
     flips: bool = True  # flip at random
@@ -89,31 +89,31 @@ class Recipe:
             raise ValueError(f"Recipe needs an ema_decay in [0, 1); got {self}")
         if not (0 <= self.muon_lr < math.inf and 0 <= self.adam_lr < math.inf):  # NaN is neither
             raise ValueError(f"Recipe needs finite rates of at least 0; got {self}")
-        if self.last_share is not None and not 0 <= self.last_share < math.inf:
-            raise ValueError(f"Recipe needs a finite last_share of at least 0, or None; got {self}")
+        if self.last_lr_scale is not None and not 0 <= self.last_lr_scale < math.inf:
+            raise ValueError(f"Recipe needs a finite last_lr_scale of at least 0, or None; got {self}")
         if self.variance_floor is not None and not self.variance_floor > 0:
             raise ValueError(f"Recipe needs a variance_floor above 0, or None; got {self}")
         if self.adam_lr == 0 < self.muon_lr:
             raise ValueError(f"Recipe needs an adam_lr above 0, or biases and the last layer never learn; got {self}")
 
-    def decided(self, noise, variance):
+    def resolved(self, noise, variance):
         """The recipe for pairs with this `PairNoise` and variance of the noise, its open choices made.
 
         The last layer makes the noise that is taken away. At the full rate, its first steps make more noise than there
-        is, after which some units stay off for good: below QUIET its rate is proportional to the variance.
+        is, after which some units stay off for good: below LOW_NOISE its rate is proportional to the variance.
         """
         measured = {"swap_pixels": noise.exchangeable, "both_directions": noise.alike}
-        measured["last_share"] = min(1.0, variance / QUIET**2)
+        measured["last_lr_scale"] = min(1.0, variance / LOW_NOISE**2)
         return replace(self, **{name: value for name, value in measured.items() if getattr(self, name) is None})
 
 
-REPORT_RECIPE = Recipe(  # that of the original report, for both of its networks
+ORIGINAL_RECIPE = Recipe(  # that of the original report, for both of its networks
     batch_size=8,
     min_steps=0,
     min_pairs=0,
     muon_lr=0,
     adam_lr=3e-4,
-    last_share=1.0,
+    last_lr_scale=1.0,
     constant_lr=True,
     ema_decay=0,
     transpose=False,
@@ -126,7 +126,7 @@ REPORT_RECIPE = Recipe(  # that of the original report, for both of its networks
 EPSILON = 1e-3  # of `power_loss`: a quarter of a grey value
 CELL = 32  # pixels a side: gates of our network depend on means over such cells; a course image is one
 PATCH = 64  # pixels a side: larger training pairs are used as random patches of this size
-QUIET = 20 / 255  # noise: with less, the last layer learns more slowly
+LOW_NOISE = 20 / 255  # noise: with less, the last layer learns more slowly
 MOST_PASSES = 20  # epochs over few pairs: more do harm unless pixels are swapped
 LR_DECAY_PAIRS = 50_000  # later calls divide the peak rates by sqrt(1 + pairs seen before / this)
 CHUNK, GPU_CHUNK = 2**15, 2**19  # pixels predicted at once: on a CPU their features stay in its cache
@@ -415,7 +415,7 @@ class DoubleConv(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """The report's U-Net: double convolutions, average pooling, transposed convolutions, concatenated skips."""
+    """The original U-Net: double convolutions, average pooling, transposed convolutions, concatenated skips."""
 
     multiple, reach, equivariant, predicts_noise = 4, 23, False, False
 
@@ -444,7 +444,7 @@ class UNet(nn.Module):
 
 
 class Noise2NoiseNet(nn.Module):
-    """The report's second network, after figure 4 of the Noise2Noise paper's appendix: one convolution a level down
+    """The original's second network, after figure 4 of the Noise2Noise paper's appendix: one convolution a level down
     to 1/32, nearest upsampling, concatenated skips, the last of them the noisy image itself."""
 
     multiple, reach, equivariant, predicts_noise = 32, 158, False, False
@@ -643,7 +643,7 @@ class PairNoise:
 
 def noise_variance(noisy_a, noisy_b):
     """Half the mean squared difference, of brightness too, of pairs (N, C, H, W) in [0, 255], for values in [0, 1]."""
-    return (looked_at(noisy_a) - looked_at(noisy_b)).square().mean().item() / 2
+    return (subsample(noisy_a) - subsample(noisy_b)).square().mean().item() / 2
 
 
 def measure_noise(noisy_a, noisy_b):
@@ -651,7 +651,7 @@ def measure_noise(noisy_a, noisy_b):
 
     Standard errors come from the scatter between blocks of 16 x 16 pixels.
     """
-    a, b = (blocks(looked_at(images)) for images in (noisy_a, noisy_b))  # (blocks, C, h, w)
+    a, b = (blocks(subsample(images)) for images in (noisy_a, noisy_b))  # (blocks, C, h, w)
     difference = a - b
     offsets = [ratio(d.mean((1, 2)), d.square().mean((1, 2)).sqrt()) for d in difference.unbind(1)]
     centred = difference - difference.mean((0, 2, 3), keepdim=True)
@@ -676,7 +676,7 @@ def measure_noise(noisy_a, noisy_b):
     )
 
 
-def looked_at(images):
+def subsample(images):
     """Up to four million pixels of (N, C, H, W) in [0, 255], as [0, 1]: evenly spaced images, cut to 256 x 256."""
     h, w = (min(size, 256) for size in images.shape[2:])
     step = -(-len(images) // max(1, min(2048, 2**22 // (h * w))))
@@ -820,10 +820,10 @@ class Training:
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("all parameters of the network are frozen: set requires_grad of those to be trained")
-        hidden = [p for p in self.parameters if recipe.muon_lr and joins_features(p, network)]
+        hidden = [p for p in self.parameters if recipe.muon_lr and is_hidden_weight(p, network)]
         others = [p for p in self.parameters if all(p is not h for h in hidden)]
         of_last = {id(p) for p in network.last.parameters()}
-        last_lr = recipe.adam_lr * (1 if recipe.last_share is None else recipe.last_share)
+        last_lr = recipe.adam_lr * (1 if recipe.last_lr_scale is None else recipe.last_lr_scale)
         groups = [
             {"params": [p for p in others if id(p) not in of_last]},
             {"params": [p for p in others if id(p) in of_last], "lr": last_lr},
@@ -939,7 +939,7 @@ def keep_freed_memory():
     torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")  # freed at once
 
 
-def joins_features(parameter, network):
+def is_hidden_weight(parameter, network):
     """Whether a parameter is a convolution weight between features: not a bias, and not in the network's `first`
     or `last` layer, which take and return images."""
     return parameter.ndim == 4 and all(parameter is not layer.weight for layer in (network.first, network.last))
@@ -966,6 +966,8 @@ def usable_device(device):
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:  # of a torch without CUDA, and of a missing GPU
         raise ValueError(f"device {str(device)!r} cannot be used here: {error}") from error
+    if torch.device(device).type == "meta":
+        raise ValueError("device 'meta' cannot be used: its tensors have no values")
     return torch.device(device)
 
 
@@ -1076,7 +1078,7 @@ def warn_of_range(images):
         )
 
 
-def warn_of_twins(noisy_a, noisy_b):
+def warn_of_equal_images(noisy_a, noisy_b):
     """Trained on equal images, a network will keep the noise."""
     noisy_b = noisy_b.to(noisy_a.device)
     if noisy_a.dtype != noisy_b.dtype:
@@ -1133,10 +1135,22 @@ def save_atomically(content, path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise type(error)(
+            error.errno, f"cannot write ({reason}); give a folder that exists, with room", str(path)
+        ) from error
     except RuntimeError as error:  # torch's error for a full disk
         raise OSError(f"{path} cannot be written; is the disk full? ({error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+
+
+def check_finite(weights):
+    """ValueError if some weights are not finite: no training, and no prediction, can go on from these."""
+    if not all(values.isfinite().all() for values in weights):
+        raise ValueError("the weights are not finite; begin with others, and train with lower rates")
 
 
 def read_weights(path):
@@ -1242,8 +1256,12 @@ class Model:
         self.load(PRETRAINED)
 
     def save(self, path):
-        """Writes the weights and what rebuilds the network, as plain tensors and data; whole or not at all."""
+        """Writes the weights and what rebuilds the network, as plain tensors and data; whole or not at all.
+
+        Raises ValueError for weights that are not finite, OSError where nothing can be written.
+        """
         network = getattr(self.network, "_orig_mod", self.network)  # torch.compile wraps it
+        check_finite(network.state_dict().values())
         content = {
             "format": FORMAT,
             "network": self.name,
@@ -1271,8 +1289,7 @@ class Model:
             loaded.network.load_state_dict(content["weights"])
             loaded.pairs_seen = whole_number(content["pairs_seen"], "pairs_seen", 0)
             loaded.noise = content["noise"] and PairNoise(**content["noise"])
-            if not all(value.isfinite().all() for value in content["weights"].values()):
-                raise ValueError("its weights are not finite; train again")
+            check_finite(content["weights"].values())
             loaded.chosen_views = check_views(content.get("views"), loaded.every_view())
             loaded.value_ranges = check_ranges(content.get("value_ranges", {}))
         except torch.OutOfMemoryError:
@@ -1317,8 +1334,8 @@ class Model:
         check_pairs(noisy_a, noisy_b, self.in_channels)
         for images in (noisy_a, noisy_b):
             warn_of_range(images)
-        warn_of_twins(noisy_a, noisy_b)
-        recipe = self.decide(noisy_a, noisy_b)
+        warn_of_equal_images(noisy_a, noisy_b)
+        recipe = self.recipe_for(noisy_a, noisy_b)
         if recipe.loss == "l2":  # a median or a mode may agree where means differ
             warn_of_offset(self.noise)
         pairs = Pairs(noisy_a, noisy_b, self.device)
@@ -1343,12 +1360,12 @@ class Model:
         if warning and recipe.loss == "l2":  # the others are no squared errors
             warnings.warn(warning, stacklevel=3)
 
-    def decide(self, noisy_a, noisy_b):
+    def recipe_for(self, noisy_a, noisy_b):
         """Measures the noise of pairs, see `noise`; returns the recipe for them, with its open choices made."""
         noisy_b = noisy_b.to(noisy_a.device)
         self.noise = measure_noise(noisy_a, noisy_b)
         variance = noise_variance(noisy_a, noisy_b) if self.network.predicts_noise else math.inf
-        return self.recipe.decided(self.noise, variance)
+        return self.recipe.resolved(self.noise, variance)
 
     @in_own_mode
     def predict(self, images, ensemble=None):

@@ -113,7 +113,7 @@ class Recipe:
         if not self.lr >= 0 or not 0 <= self.ema_share <= 1:
             raise ValueError(f"Recipe needs an lr >= 0 and an ema_share in [0, 1]; got {self}")
 
-    def decided(self, noise):
+    def resolved(self, noise):
         """The recipe, its open choices (None) settled by a `PairNoise` of pairs."""
         measured = {"swap_pixels": noise.exchangeable, "both_directions": noise.alike}
         return replace(self, **{name: value for name, value in measured.items() if getattr(self, name) is None})
@@ -184,9 +184,12 @@ def default_device():
 def usable_device(device):
     """The `torch.device` that is asked for. ValueError if nothing can be computed on it."""
     try:
-        return empty(0, device=device).device
+        found = empty(0, device=device).device
     except (AssertionError, RuntimeError) as error:  # of a torch without CUDA, and of a missing GPU
         raise ValueError(f"device {str(device)!r} cannot be used here: {error}") from error
+    if found.type == "meta":
+        raise ValueError("device 'meta' cannot be used: its tensors have no values")
+    return found
 
 
 @functools.cache
@@ -901,6 +904,16 @@ class Sequential(Module):
 # ------------------------------------------------------------------------------------------------- optimisers
 
 
+def check_rate(name, value):
+    """TypeError or ValueError unless a setting of an optimiser is a finite number of at least 0."""
+    try:
+        possible = 0 <= value < math.inf
+    except (TypeError, RuntimeError) as error:  # the latter of a tensor of several numbers
+        raise TypeError(f"{name} must be a number; got {value!r}") from error
+    if not possible:
+        raise ValueError(f"{name} must be finite and at least 0; got {value}")
+
+
 class Optimiser:
     """Holds the (parameter, gradient) pairs of `module.param()`; `lr` may be set between steps."""
 
@@ -908,8 +921,7 @@ class Optimiser:
         self.params = [tuple(entry) if isinstance(entry, list) else entry for entry in params]
         if not self.params or not all(isinstance(entry, tuple) and len(entry) == 2 for entry in self.params):
             raise ValueError("an optimiser takes a non-empty list of (parameter, gradient) pairs: module.param()")
-        if lr < 0:
-            raise ValueError(f"lr must be >= 0; got {lr}")
+        check_rate("lr", lr)
         self.lr, self.steps = lr, 0
 
     def _zeros(self):
@@ -946,6 +958,8 @@ class SGD(Optimiser):
 
     def __init__(self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
         super().__init__(params, lr)
+        check_rate("momentum", momentum)
+        check_rate("weight_decay", weight_decay)
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("nesterov needs a momentum > 0 and no dampening")
         self.momentum, self.dampening = momentum, dampening
@@ -1284,7 +1298,7 @@ def measure_noise(noisy_a, noisy_b):
 
     Standard errors come from the scatter between blocks of 16 x 16 pixels.
     """
-    a, b = (blocks(looked_at(images)) for images in (noisy_a, noisy_b))  # (blocks, C, h, w)
+    a, b = (blocks(subsample(images)) for images in (noisy_a, noisy_b))  # (blocks, C, h, w)
     difference = a - b
     offsets = [ratio(d.mean((1, 2)), d.square().mean((1, 2)).sqrt()) for d in difference.unbind(1)]
     centred = difference - difference.mean((0, 2, 3), keepdim=True)
@@ -1309,7 +1323,7 @@ def measure_noise(noisy_a, noisy_b):
     )
 
 
-def looked_at(images):
+def subsample(images):
     """Up to four million pixels of (N, C, H, W) in [0, 255], as [0, 1]: evenly spaced images, cut to 256 x 256."""
     h, w = (min(size, 256) for size in images.shape[2:])
     step = -(-len(images) // max(1, min(2048, 2**22 // (h * w))))
@@ -1523,7 +1537,7 @@ def warn_of_range(images):
         )
 
 
-def warn_of_twins(noisy_a, noisy_b):
+def warn_of_equal_images(noisy_a, noisy_b):
     """Of the same image twice a network learns to keep the noise."""
     noisy_b = noisy_b.to(noisy_a.device)
     if noisy_a.dtype != noisy_b.dtype:
@@ -1657,7 +1671,12 @@ class Model:
         self.load(PRETRAINED)
 
     def save(self, path):
-        """Writes the weights and what rebuilds the network; whole or not at all."""
+        """Writes the weights and what rebuilds the network; whole or not at all.
+
+        Raises ValueError for weights that are not finite, OSError where nothing can be written.
+        """
+        if not all(parameter.isfinite().all() for parameter, _ in self.network.param()):
+            raise ValueError("the weights are not finite; begin with others, and train with lower rates")
         values = [little_endian(array("f", p.flatten().tolist())).tobytes() for p, _ in self.network.param()]
         header = {
             "architecture": asdict(self.architecture),
@@ -1725,11 +1744,11 @@ class Model:
         check_pairs(noisy_a, noisy_b, self.architecture.in_channels)
         for images in (noisy_a, noisy_b):
             warn_of_range(images)
-        warn_of_twins(noisy_a, noisy_b)
+        warn_of_equal_images(noisy_a, noisy_b)
         pairs = Pairs(noisy_a, noisy_b, self.device)
         self.noise = measure_noise(pairs.noisy_a, pairs.noisy_b)
         warn_of_offset(self.noise)
-        recipe = self.recipe.decided(self.noise)
+        recipe = self.recipe.resolved(self.noise)
         epochs = max(epochs, least_epochs(pairs, recipe, self.pairs_seen))
         batch_size = self._batch_size(pairs, epochs)
         steps = epochs * math.ceil(len(pairs) / batch_size)
@@ -1761,8 +1780,8 @@ class Model:
 
         Args:
             images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Another scale gives
-                a warning. Large ones go through the network in overlapping tiles: this bounds the memory; a single pass
-                gives the result of the whole image.
+                a warning, and values are clipped to [-255, 510]. Large ones go through the network in overlapping
+                tiles: this bounds the memory; a single pass gives the result of the whole image.
             ensemble: True averages the predictions of several views of each image; see `views`. False predicts once;
                 None averages images up to 64 x 64.
 
@@ -1841,6 +1860,7 @@ class Model:
             for x in range(0, width, tile):
                 top, left = max(0, y - margin), max(0, x - margin)
                 noisy = images[:, :, top : y + tile + margin, left : x + tile + margin].to(self.device).float() / 255
+                noisy = noisy.clamp_(-1, 2)  # else one hot pixel would spoil all around it
                 clean = sum(from_view(self.network.denoised(to_view(noisy, *view)), *view) for view in views)
                 clean = clean[:, :, y - top : y - top + tile, x - left : x - left + tile]
                 result[:, :, y : y + tile, x : x + tile] = clean.mul(255 / len(views)).clamp_(0, 255)

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from Miniproject_1.others.data import some_path
 from Miniproject_1.others.experiments import grid
 from report import records
 
@@ -81,10 +82,12 @@ def missing(job):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="Runs all long experiments of the reports; can be resumed.")
-    parser.add_argument("photos", type=Path, help="folder of photographs to draw the pairs from")
-    parser.add_argument("--validate", type=Path, required=True, help="a val_data.pkl to score on")
+    parser.add_argument("photos", type=some_path, help="folder of photographs to draw the pairs from")
+    parser.add_argument("--validate", type=some_path, required=True, help="a val_data.pkl to score on")
     parser.add_argument("--only", nargs="+", choices=JOBS, metavar="JOB", default=list(JOBS), help=", ".join(JOBS))
-    parser.add_argument("--names", type=Path, help="names of CBSD68's photographs: the paper's noises are run, too")
+    parser.add_argument(
+        "--names", type=some_path, help="names of CBSD68's photographs: the paper's noises are run, too"
+    )
     parser.add_argument("--pairs", type=int, nargs="+", help="instead of the job's own, to try it")
     parser.add_argument("--variants", nargs="+", help="instead of the job's own, to try it")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the job's own")

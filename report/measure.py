@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from Miniproject_1.model import QUIET
+from Miniproject_1.model import LOW_NOISE
 from Miniproject_1.model import Model as Model1
 from Miniproject_1.model import Recipe as Recipe1
 from Miniproject_1.others import experiments, score_photo
@@ -45,6 +45,7 @@ from Miniproject_1.others.data import (
     psnr,
     psnr_of_each,
     render_scene,
+    some_path,
 )
 from Miniproject_2 import model as framework
 from Miniproject_2.model import Model as Model2
@@ -251,7 +252,7 @@ def measure_little_noise(data, seeds=3, pairs=2_000, judged=300):
     """What fresh weights gain on Gaussian noise of our scenes, with the last layer's rate in full and as decided."""
     scenes = [noisy_and_clean(render_scene(8_100_000 + n, 384), 50, n)[1] for n in range((pairs + judged) // 50)]
     learnt, clean = torch.cat(scenes).split([pairs, judged])
-    result = {"pairs": pairs, "seeds": seeds, "quiet": 255 * QUIET, "gains": {}}
+    result = {"pairs": pairs, "seeds": seeds, "quiet": 255 * LOW_NOISE, "gains": {}}
     for level in LEVELS:
 
         def versions(images, *numbers, level=level):
@@ -259,7 +260,7 @@ def measure_little_noise(data, seeds=3, pairs=2_000, judged=300):
 
         (noisy,), gains = versions(clean, 0), {"full": [], "decided": []}
         for seed, (name, share) in itertools.product(range(seeds), (("full", 1.0), ("decided", None))):
-            model = Model1(seed=seed, recipe=Recipe1(last_share=share), device="cpu")
+            model = Model1(seed=seed, recipe=Recipe1(last_lr_scale=share), device="cpu")
             model.train(*versions(learnt, 2 * seed + 1, 2 * seed + 2))
             gains[name].append(psnr(model.predict(noisy, ensemble=False), clean) - psnr(noisy, clean))
         result["gains"][f"{level:g}"] = gains
@@ -737,11 +738,11 @@ MEASUREMENTS = {
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="Measures what the reports state besides trainings.")
-    parser.add_argument("data", type=Path, help="folder with a val_data.pkl")
+    parser.add_argument("data", type=some_path, help="folder with a val_data.pkl")
     parser.add_argument(
         "--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", default=list(MEASUREMENTS), help="default: all"
     )
-    parser.add_argument("--sweep", type=Path, metavar="PHOTOS", help="train project 2's variants on these instead")
+    parser.add_argument("--sweep", type=some_path, metavar="PHOTOS", help="train project 2's variants on these instead")
     options = parser.parse_args(arguments)
     data = torch.load(options.data / "val_data.pkl", weights_only=True)
     if options.sweep:

@@ -178,7 +178,7 @@ RECIPE_RUNS = [  # many pairs seen once, few pairs seen often
     for pairs, epochs in ((50_000, 1), (1_000, 10))
     for key in ("single", "ensemble")
 ]
-UNET, NOISE2NOISE = "the report's U-Net and recipe", "the report's Noise2Noise network and recipe"
+UNET, NOISE2NOISE = "the original's U-Net and recipe", "the original's Noise2Noise network and recipe"
 QUOTED = (  # the ablations whose differences the text quotes
     "not equivariant",
     "not equivariant, flips alone",
@@ -188,13 +188,13 @@ QUOTED = (  # the ablations whose differences the text quotes
     "images weighted alike",
 )
 CHOICES = {  # of the original for its U-Net: variant, and how the table calls it
-    "the report's U-Net, batch normalisation": "batch norm, batch 8",
-    "the report's U-Net, batch normalisation, batch 32": "batch norm, batch 32",
-    "the report's U-Net, max pooling": "max pooling",
-    "the report's U-Net, ReLU": "ReLU, not LeakyReLU",
-    "the report's U-Net, no flips": "no flips",
-    "the report's U-Net, noise on half of the inputs": "half of the inputs noisier",
-    "the report's U-Net, half of the inputs blurred": "half of the inputs blurred",
+    "the original's U-Net, batch normalisation": "batch norm, batch 8",
+    "the original's U-Net, batch normalisation, batch 32": "batch norm, batch 32",
+    "the original's U-Net, max pooling": "max pooling",
+    "the original's U-Net, ReLU": "ReLU, not LeakyReLU",
+    "the original's U-Net, no flips": "no flips",
+    "the original's U-Net, noise on half of the inputs": "half of the inputs noisier",
+    "the original's U-Net, half of the inputs blurred": "half of the inputs blurred",
 }
 
 
@@ -213,7 +213,7 @@ def first_facts():
     few, base = data.of(BOTH, min(PAIRS)), data.of(BOTH)
     rows = RECIPE_RUNS[-1]
     small = data.of(ONE, rows["pairs"], rows["epochs"])
-    plain, normed = ("the report's U-Net, Adam 3e-4, batch 32", "the report's U-Net, batch normalisation, batch 32")
+    plain, normed = ("the original's U-Net, Adam 3e-4, batch 32", "the original's U-Net, batch normalisation, batch 32")
     batches = mean(data.of(normed).values()) - mean(data.of(plain).values())
     result |= {
         "cost.few": spread(base[seed] - few[seed] for seed in few),
@@ -314,7 +314,7 @@ def first_facts():
 
 def search(data, network):
     """{variant: (learning rate, batch size)} of the original's search with one of its networks."""
-    start = f"the report's {network}, Adam "
+    start = f"the original's {network}, Adam "
     names = {row["variant"] for row in data.rows if row["variant"].startswith(start)}
     settings = {name: name.removeprefix(start).split(", batch ") for name in names if data.of(name)}
     found = {name: (float(rate), int(batch)) for name, (rate, batch) in settings.items()}
@@ -339,7 +339,9 @@ def grid_facts(data, original):
     for key, network in (("unet", "U-Net"), ("n2n", "Noise2Noise network")):
         best, settings = best_setting(data, network), search(data, network)
         rate, batch = settings[best]
-        gain = data.differences(best, base=f"the report's {network}, Adam {original['lr']}, batch {original['batch']}")
+        gain = data.differences(
+            best, base=f"the original's {network}, Adam {original['lr']}, batch {original['batch']}"
+        )
         result |= {f"grid.{key}.rate": f"{rate:g}", f"grid.{key}.batch": str(batch)}
         result |= {f"grid.{key}.best": spread(data.of(best).values()), f"grid.{key}.gain": spread(gain, 2, "+")}
         result[f"grid.{key}.lead"] = f"{mean(data.of(ONE).values()) - mean(data.of(best).values()):.2f}"

@@ -14,17 +14,17 @@ Memory: about 40 bytes per pixel of the largest picture, plus 0.6 GB for torch a
 once. A picture of 4000 x 3000 took 0.9 GB (8 bits) to 1.0 GB (16 bits) with a small network.
 """
 
-import argparse
 import json
-import math
 import os
 import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from Miniproject_1.commands.images import (
-    DEFAULT_MEGAPIXELS,
+from Miniproject_1.commands.support.arguments import add_limit, add_range, check_outputs, files_below
+from Miniproject_1.commands.support.compare_page import Page, png_to_show
+from Miniproject_1.commands.support.distributed import is_first
+from Miniproject_1.commands.support.images import (
     DEFAULT_QUALITY,
     ENDINGS,
     TEMPORARY,
@@ -36,13 +36,11 @@ from Miniproject_1.commands.images import (
     write_picture,
     write_stack,
 )
-from Miniproject_1.commands.noise import noise_level
-from Miniproject_1.commands.progress import progress_bar
-from Miniproject_1.commands.ranks import is_first
-from Miniproject_1.commands.report import Page, png_to_show
-from Miniproject_1.commands.weights import add_weights, load_model, predict_colours, weights_file
+from Miniproject_1.commands.support.noise_level import noise_level
+from Miniproject_1.commands.support.progress import progress_bar
+from Miniproject_1.commands.support.weights import add_weights, load_model, predicted, weights_file
 from Miniproject_1.model import Tiling
-from Miniproject_1.others.data import check_new, check_writable, say_left_out, visible_files
+from Miniproject_1.others.data import check_new, check_writable, say_left_out
 
 HARDLY_ANY = 2  # grey values of noise: from pictures with less, weights take detail as well
 LITTLE_NOISE = f"with noise below {HARDLY_ANY} of 255, detail may be lost; --strength 0.5 keeps half of it"
@@ -87,44 +85,6 @@ def add_arguments(parser):
     parser.add_argument("--json", action="store_true", help="print JSON, one line per picture")
 
 
-class Range(argparse.Action):
-    """Two numbers as a tuple, the first the smaller one."""
-
-    def __call__(self, parser, options, values, option=None):
-        if not -math.inf < values[0] < values[1] < math.inf:
-            parser.error(f"{option} takes black and a larger white; got {values[0]:g} {values[1]:g}")
-        setattr(options, self.dest, tuple(values))
-
-
-def add_range(parser, more):
-    parser.add_argument(
-        "--range",
-        type=float,
-        nargs=2,
-        action=Range,
-        metavar=("BLACK", "WHITE"),
-        help=f"the values in the files that are black and white; {more}for 8 bits 0 255; for 16 bits 0 and the "
-        "smallest of 255, 1023, 4095, 16383 and 65535 that no value exceeds; for floating point 0 1 if all values are "
-        "within, else the smallest and the largest value. Outliers, such as hot pixels, do not count and are kept",
-    )
-
-
-def add_limit(parser):
-    parser.add_argument(
-        "--max-megapixels",
-        type=megapixels,
-        default=DEFAULT_MEGAPIXELS,
-        help=f"refuse larger pictures before they are decoded (default: {DEFAULT_MEGAPIXELS})",
-    )
-
-
-def megapixels(text):
-    value = float(text)
-    if not value > 0:  # nor NaN, which no picture exceeds
-        raise ValueError(text)
-    return value
-
-
 def share(text):
     value = float(text)
     if not 0 <= value <= 1:
@@ -162,49 +122,6 @@ def jobs_of(given, out, quiet):
     return jobs + [Job(Path(error.filename or given), None, error) for error in errors]
 
 
-def pictures_below(folder):
-    """The pictures below a folder, sorted; says how many other files there are. OSError as `files_below`."""
-    pictures, others = files_below(folder)
-    if is_first():
-        say_left_out(folder, others, ENDINGS)
-    return pictures
-
-
-def files_below(folder, out=None, failed=None):
-    """The pictures below a folder, and the other files, both sorted.
-
-    Those that `data.visible_files` finds, without the folder `out`. `failed` is called with the OSError of each folder
-    that cannot be read; without it the first is raised.
-    """
-    pictures, others = [], []
-    for path in visible_files(folder, failed or raise_error, entered=[os.path.realpath(out)] if out else []):
-        (pictures if path.suffix.lower() in ENDINGS else others).append(path)
-    return sorted(pictures), sorted(others)
-
-
-def raise_error(error):
-    raise error
-
-
-def check_outputs(outputs, inputs):
-    """ValueError if a file to write is an input, or two of them are the same.
-
-    Args:
-        outputs: (what is written, path) of each file to write; a path of None is skipped.
-        inputs: files and folders; all pictures below a folder are inputs.
-    """
-    files = (file for path in inputs for file in (files_below(path)[0] if path.is_dir() else [path]))
-    read, written = set(map(os.path.realpath, files)), {}
-    for what, path in outputs:
-        place = path and os.path.realpath(path)
-        if place in written:
-            raise ValueError(f"{written[place]} and {what} would both be written to {path}")
-        if place in read:
-            raise ValueError(f"{path} is an input, which is never overwritten; choose another name")
-        if place:
-            written[place] = what
-
-
 # ---------------------------------------------------------------------------------------------- one picture
 
 
@@ -215,14 +132,6 @@ def bands(height, tiling):
         stop = min(start + step, height)
         first, last = max(0, start - margin), min(height, stop + margin)
         yield slice(first, last), slice(start, stop), slice(start - first, stop - first)
-
-
-def predicted(model, noisy, space, ensemble=None):
-    """`predict_colours`, moved to the CPU. ValueError if not finite, as with weights of NaN."""
-    clean = predict_colours(model, noisy, space, ensemble).cpu()
-    if not clean.isfinite().all():
-        raise ValueError("the prediction holds values that are not finite; are the weights damaged?")
-    return clean
 
 
 def denoised(model, picture, strength=1.0, ensemble=None, progress=None):

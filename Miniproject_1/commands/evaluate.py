@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from Miniproject_1.commands.denoise import add_limit, check_outputs, predicted
-from Miniproject_1.commands.drawing import check_figure, need_figure, save_figure
-from Miniproject_1.commands.pairs import Scale, add_common_range, add_pairs, open_pairs
-from Miniproject_1.commands.progress import progress_bar
-from Miniproject_1.commands.weights import add_weights, load_model
+from Miniproject_1.commands.support.arguments import add_limit, check_outputs
+from Miniproject_1.commands.support.pairs import Scale, add_common_range, add_pairs, open_pairs
+from Miniproject_1.commands.support.plots import check_figure, need_figure, save_figure
+from Miniproject_1.commands.support.progress import progress_bar
+from Miniproject_1.commands.support.weights import add_weights, load_model, predicted
 
 SSIM_SETTINGS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
 SSIM_SIDE = 11  # pixels of its window

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from Miniproject_1.commands.denoise import check_outputs
-from Miniproject_1.commands.images import whole_file
-from Miniproject_1.commands.weights import PURPOSES, load_model, weights_file
+from Miniproject_1.commands.support.arguments import check_outputs
+from Miniproject_1.commands.support.images import whole_file
+from Miniproject_1.commands.support.weights import PURPOSES, load_model, weights_file
 from Miniproject_1.model import NARROW, SMALLEST, ResidualBlock, Symmetric
 from Miniproject_1.others.data import check_new
 

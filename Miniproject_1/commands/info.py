@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from Miniproject_1.commands.weights import PURPOSES, load_model, weights_file
+from Miniproject_1.commands.support.weights import PURPOSES, load_model, weights_file
 
 
 def add_arguments(parser):

@@ -4,8 +4,8 @@
     noise2noise inspect train_data.pkl
 
 Pairs must show the same scene twice, at the same place and with the same exposure, with independent noise of mean zero.
-Each finding has a verdict (fine, mind or BAD) and says what to do. Noise that is the same in both pictures, such as a
-sensor's fixed pattern, is not seen, and training does not remove it.
+Each finding has a verdict (fine, warning or BAD) and says what to do. Noise that is the same in both pictures, such as
+a sensor's fixed pattern, is not seen, and training does not remove it.
 """
 
 import json
@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 
-from Miniproject_1.commands.denoise import add_limit
-from Miniproject_1.commands.noise import level_of, level_of_two_sizes
-from Miniproject_1.commands.pairs import Scale, add_common_range, add_pairs, blocks, open_pairs
-from Miniproject_1.commands.weights import SHIPPED, add_device, load_model, predict_colours
+from Miniproject_1.commands.support.arguments import add_limit
+from Miniproject_1.commands.support.noise_level import level_of, level_of_two_sizes
+from Miniproject_1.commands.support.pairs import Scale, add_common_range, add_pairs, blocks, open_pairs
+from Miniproject_1.commands.support.weights import SHIPPED, add_device, load_model, predict_colours
 from Miniproject_1.model import blocks as whole_blocks
 from Miniproject_1.model import measure_noise, products
 
-FINE, MIND, BAD = "fine", "mind", "BAD"
+FINE, WARNING, BAD = "fine", "warning", "BAD"
 SQUARES, SIDE = 1024, 64  # how many squares are measured, and their pixels a side
 TILES, TILE = 48, 128  # the same for displacements, TILES for each large pair
 LARGE = 256  # pixels a side: the displacement of pairs at least this large is measured one by one
@@ -256,7 +256,7 @@ def on_level(levels, unlike):
     values = {"first": round(levels[0], 2), "second": round(levels[1], 2), "ratio": round(ratio, 2)}
     said = f"noise {levels[0]:.1f} and {levels[1]:.1f} of 255"
     if max(levels) < 0.5:
-        return Finding("noise", values, MIND, f"{said}: hardly any noise to remove; are these the noisy pictures?")
+        return Finding("noise", values, WARNING, f"{said}: hardly any noise to remove; are these the noisy pictures?")
     if unlike:
         text = (
             f"{said}: so different that one may be a copy of the other with noise added, a blurred copy or a clean "
@@ -266,7 +266,7 @@ def on_level(levels, unlike):
         return Finding("noise", values, BAD, text)
     if ratio > 1.3:
         text = f"{said}: not alike. Noise2Noise allows that; `train` then only predicts the second from the first."
-        return Finding("noise", values, MIND, text)
+        return Finding("noise", values, WARNING, text)
     return Finding("noise", values, FINE, f"{said}: alike in both.")
 
 
@@ -278,7 +278,7 @@ def on_shared(alone, level):
         f"the first ones alone seem to have noise {alone:.1f}, but the two differ by only {level:.1f}: either they "
         "share noise, as copies and JPEG files of one exposure do, which cannot be removed, or have very fine texture."
     )
-    return Finding("shared noise", {"alone": round(alone, 2), "pair": round(level, 2)}, MIND, text)
+    return Finding("shared noise", {"alone": round(alone, 2), "pair": round(level, 2)}, WARNING, text)
 
 
 def on_scenes(first, second, level, correlation):
@@ -306,7 +306,7 @@ def on_neighbours(correlation, count):
             f"{said}: demosaicing, JPEG or resizing. Noise2Noise allows that, but needs longer training; use raw "
             "files if there are any. Methods for single pictures (sub-sampling, blind spots) fail."
         )
-        return Finding("neighbours", values, MIND, text)
+        return Finding("neighbours", values, WARNING, text)
     return Finding("neighbours", values, FINE, f"{said}: independent between pixels.")
 
 
@@ -336,7 +336,7 @@ def on_stripes(rows, columns):
         f"correlation of the noise along rows {rows:.2f}, along columns {columns:.2f}: stripes. The default network "
         "treats rows and columns alike; in Python, train Model(equivariant=False)."
     )
-    return Finding("stripes", values, MIND, text)
+    return Finding("stripes", values, WARNING, text)
 
 
 def on_channels(correlation):
@@ -376,7 +376,7 @@ def on_exposure(pairs, level):
     limit = max(0.3, 0.05 * level, chance)
     if max(abs(mean), spread) <= limit:
         return Finding("exposure", values, FINE, f"{said}: the exposures agree.")
-    verdict = BAD if max(abs(mean), spread) > max(1.0, 0.2 * level) else MIND
+    verdict = BAD if max(abs(mean), spread) > max(1.0, 0.2 * level) else WARNING
     text = (
         f"{said}: the exposure differs, and training would learn half of that as noise. Scale each second picture to "
         "the mean of its first one, or fix exposure, white balance and light when taking them."
@@ -393,7 +393,7 @@ def on_displacement(pairs):
     trusted = sorted((math.hypot(*where), where) for where, trust in found if trust >= TRUSTED)
     if not trusted:
         text = "displacement not measurable: too little structure, or not the same scene. Look at a pair yourself."
-        return Finding("displacement", {"down": None, "right": None}, MIND, text)
+        return Finding("displacement", {"down": None, "right": None}, WARNING, text)
     (largest, (down, right)), median = trusted[-1], trusted[len(trusted) // 2][0]
     values = {
         "down": round(down, 2),
@@ -408,7 +408,7 @@ def on_displacement(pairs):
     if largest < 0.15:
         return Finding("displacement", values, FINE, f"{said}: at the same place.")
     text = f"{said}: training would blur what moves. Use a tripod, or align the pairs first; drop the others."
-    return Finding("displacement", values, BAD if median >= 0.5 or largest >= 2 else MIND, text)
+    return Finding("displacement", values, BAD if median >= 0.5 or largest >= 2 else WARNING, text)
 
 
 def measured_twice(group, count):
@@ -460,8 +460,8 @@ def on_clipping(black, white):
         return Finding("clipping", values, FINE, f"{said}: hardly any clipping.")
     text = f"{said}: clipping shifts the mean of the noise, and black turns grey. Use raw data or another exposure."
     if white <= 0.01:
-        return Finding("clipping", values, MIND, f"{text} Counts of photons may be 0 without clipping.")
-    return Finding("clipping", values, BAD if black + white > 0.2 else MIND, text)
+        return Finding("clipping", values, WARNING, f"{text} Counts of photons may be 0 without clipping.")
+    return Finding("clipping", values, BAD if black + white > 0.2 else WARNING, text)
 
 
 def on_gain(first, second, levels, try_weights, device):
@@ -494,8 +494,7 @@ def run(options):
         return 0
     say(findings)
     print(
-        f"{len(pairs)} pairs: "
-        + ("material for Noise2Noise." if fit(findings) else "NOT fit for Noise2Noise as they are.")
+        f"{len(pairs)} pairs: " + ("fit for Noise2Noise." if fit(findings) else "NOT fit for Noise2Noise as they are.")
     )
     return 0
 

@@ -46,11 +46,18 @@ from pathlib import Path
 
 import torch
 
-from Miniproject_1.commands.denoise import add_limit, check_outputs
-from Miniproject_1.commands.drawing import check_figure, need_figure, save_figure
 from Miniproject_1.commands.evaluate import mean_squared_error, psnr
 from Miniproject_1.commands.inspect import BAD, FINE, fit, inspect_pairs, on_single, say
-from Miniproject_1.commands.pairs import (
+from Miniproject_1.commands.support.arguments import add_limit, check_outputs
+from Miniproject_1.commands.support.distributed import (
+    SharedTraining,
+    from_first,
+    in_group,
+    is_first,
+    process_group,
+    wait_for_others,
+)
+from Miniproject_1.commands.support.pairs import (
     PAIRS_HELP,
     SOURCES_HELP,
     Scale,
@@ -60,9 +67,9 @@ from Miniproject_1.commands.pairs import (
     open_pairs,
     open_sources,
 )
-from Miniproject_1.commands.progress import progress_bar
-from Miniproject_1.commands.ranks import SharedTraining, from_first, in_group, is_first, process_group, wait_for_others
-from Miniproject_1.commands.weights import PURPOSES, add_device, load_model, weights_file
+from Miniproject_1.commands.support.plots import check_figure, need_figure, save_figure
+from Miniproject_1.commands.support.progress import progress_bar
+from Miniproject_1.commands.support.weights import PURPOSES, add_device, load_model, weights_file
 from Miniproject_1.model import (
     LOSSES,
     Model,
@@ -175,14 +182,14 @@ def evenly(stack):
 # ---------------------------------------------------------------------------------------------- training
 
 
-class Run:
+class Session:
     """A training that can be resumed: its steps, its place in the epoch, and its checkpoint."""
 
     KEPT = ("steps", "place", "epoch", "start", "batch_size", "peak", "curve")
 
     def __init__(self, model, learnt, seed):
         self.model, self.start = model, model.pairs_seen
-        recipe = model.decide(learnt.first, learnt.second)
+        recipe = model.recipe_for(learnt.first, learnt.second)
         self.pairs = Pairs(learnt.first, learnt.second, model.device)
         kind = SharedTraining if in_group() else Training
         self.training = kind(model.network, recipe, seed + model.pairs_seen)
@@ -258,7 +265,7 @@ DIFFERENCES = {  # of two images in [0, 255], for each loss
 }
 
 
-def standing(model, held):
+def held_out_loss(model, held):
     """Difference of predictions and the other noisy image, and of the two noisy images, as in DIFFERENCES.
 
     Each image of a pair is predicted and compared with the other one, so that half the mean squared difference of the
@@ -278,28 +285,28 @@ def validate(model, pairs, most=VALIDATED):
     return sum(psnr(mean_squared_error(model.predict(a, ensemble=False).cpu(), b)) for a, b in images) / len(numbers)
 
 
-def facts(run, held, floored, validation):
+def epoch_figures(session, held, floored, validation):
     """The figures of an epoch by name; the network has its averaged weights. `floored`: the loss has a floor."""
-    loss, noisy = standing(run.model, held)
-    figures = {"training loss": run.mean_loss(), "loss": loss}
+    loss, noisy = held_out_loss(session.model, held)
+    figures = {"training loss": session.mean_loss(), "loss": loss}
     figures |= {"floor": noisy / 2} if floored else {"noisy": noisy}
     if floored and not loss <= noisy / 2:  # so that NaN remains one
         figures["dB"] = psnr(loss - noisy / 2)
     if validation is not None:
-        figures["validation"] = validate(run.model, validation)
+        figures["validation"] = validate(session.model, validation)
     return figures
 
 
-def in_words(figures, run, unseen, seconds):
+def in_words(figures, session, unseen, seconds):
     """The line that is said after an epoch."""
-    line = f"epoch {run.epoch} of {math.ceil(run.steps / run.steps_an_epoch)}: "
+    line = f"epoch {session.epoch} of {math.ceil(session.steps / session.steps_an_epoch)}: "
     line += f"training loss {figures['training loss']:.5f}; {'held-out' if unseen else 'same'} pairs: "
     if "floor" in figures:
         left = f"{figures['dB']:.2f} dB" if "dB" in figures else "too many dB to measure"
         line += f"loss {figures['loss']:.5f}, floor {figures['floor']:.5f}, so {left}"
     else:
         what = {"l2": "loss", "l1": "mean difference", "l0": f"share more than {APART} of 255 apart"}
-        line += f"{what[run.model.recipe.loss]} {figures['loss']:.5f}, of the noisy ones {figures['noisy']:.5f}"
+        line += f"{what[session.model.recipe.loss]} {figures['loss']:.5f}, of the noisy ones {figures['noisy']:.5f}"
     if "validation" in figures:
         line += f"; validation {figures['validation']:.2f} dB"
     return f"{line}; {seconds:.0f} s"
@@ -343,28 +350,28 @@ def train(options):
         look(pairs, options)
     learnt, held, unseen = held_out(squares(pairs), options.seed)
     validation = open_validation(options, scale) if options.validate else None  # with the scale that training decided
-    training = Run(make_model(options, started, learnt.first.shape[1]), learnt, options.seed)
-    training.model.value_ranges |= scale.used
+    session = Session(make_model(options, started, learnt.first.shape[1]), learnt, options.seed)
+    session.model.value_ranges |= scale.used
     if validation:
-        validate(training.model, validation, 1)  # mismatches raise now, not after an epoch
+        validate(session.model, validation, 1)  # mismatches raise now, not after an epoch
     key = f"{tuple(learnt.first.shape)}, seed {options.seed}, start {options.start}, length {length(options)}"
     key += f", loss {options.loss}, values {checksum(learnt)}"
     if options.resume:
-        training.load_state_dict(read_checkpoint(checkpoint), key)
+        session.load_state_dict(read_checkpoint(checkpoint), key)
     elif options.minutes:
-        training.plan_minutes(options.minutes)
+        session.plan_minutes(options.minutes)
     else:
-        training.plan(options.epochs or least_epochs(training.pairs, training.training.recipe, training.start))
+        session.plan(options.epochs or least_epochs(session.pairs, session.training.recipe, session.start))
     floored = options.loss == "l2" and not singles
 
     def report(seconds):
-        training.curve.append(facts(training, held, floored, validation))
+        session.curve.append(epoch_figures(session, held, floored, validation))
         if options.plot:
-            plot(options.plot, training.curve)
-        return in_words(training.curve[-1], training, unseen, seconds)
+            plot(options.plot, session.curve)
+        return in_words(session.curve[-1], session, unseen, seconds)
 
     wait_for_others()  # they look for files, too
-    learn(training, options, checkpoint, key, report)
+    learn(session, options, checkpoint, key, report)
     wait_for_others()  # the first one is still writing
     if is_first():
         checkpoint.unlink(missing_ok=True)
@@ -439,39 +446,39 @@ def make_model(options, started, channels):
     return started
 
 
-def check_losses(training):
+def check_losses(session):
     """RuntimeError if a loss of the epoch is not finite: no later step can repair that."""
-    if not torch.stack(training.losses).isfinite().all():
+    if not torch.stack(session.losses).isfinite().all():
         raise RuntimeError(
             "the training loss is no longer finite; WEIGHTS and its checkpoint, if they exist, are from before"
         )
 
 
-def learn(training, options, checkpoint, key, report):
+def learn(session, options, checkpoint, key, report):
     """Steps to the end; writes weights after each epoch, and checkpoints. RuntimeError as `check_losses`."""
     began = saved = time.monotonic()
     share = 0.0
-    with progress_bar(training.steps, options.quiet) as bar:
-        bar.done = training.training.steps
-        while training.training.steps < training.steps:
-            ended = training.step()
+    with progress_bar(session.steps, options.quiet) as bar:
+        bar.done = session.training.steps
+        while session.training.steps < session.steps:
+            ended = session.step()
             bar.next()
             if not is_first():
-                training.losses.clear()
+                session.losses.clear()
                 continue
             due = ended or time.monotonic() - saved > CHECKPOINT_SECONDS
             if due:
-                check_losses(training)
+                check_losses(session)
             if ended:
-                with training.training.averaged():
-                    training.model.choose_views(training.pairs.noisy_a, training.pairs.noisy_b)
-                    share = training.model.error_left(training.pairs.noisy_a, training.pairs.noisy_b)
-                    training.model.save(options.out)
+                with session.training.averaged():
+                    session.model.choose_views(session.pairs.noisy_a, session.pairs.noisy_b)
+                    share = session.model.error_left(session.pairs.noisy_a, session.pairs.noisy_b)
+                    session.model.save(options.out)
                     line = report(time.monotonic() - began)
                 if not options.quiet:
                     bar.write(line)
             if due:
-                save_atomically(training.state_dict(key), checkpoint)
+                save_atomically(session.state_dict(key), checkpoint)
                 saved = time.monotonic()
     if options.loss == "l2" and (warning := no_gain(share)):
         print(f"warning: {warning}", file=sys.stderr)

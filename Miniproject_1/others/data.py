@@ -268,9 +268,12 @@ def load_photo(path):
     except ImportError as error:
         raise ImportError("reading photos needs Pillow: pip install Pillow, or use `scenes`") from error
     try:
-        image = Image.open(path)
-        deep = image.mode[0] in "IF"
-        image = image.convert("RGB")
+        with Image.open(path) as file:
+            deep = file.mode[0] in "IF"
+            if file.format == "TIFF" and file.n_frames > 1:
+                tell(f"{path.name}: only the first of its {file.n_frames} pictures is read")
+            image = file.convert("RGBA") if "transparency" in file.info else file  # Pillow warns otherwise
+            image = image.convert("RGB")
     except Exception as error:  # damaged and oversized files make Pillow raise half a dozen kinds
         raise ValueError(f"{path.name} is not a readable photo: {error}") from error
     if deep:
@@ -660,7 +663,15 @@ def psnr_of_each(images, clean):
 def tell(message):
     """Prints a line on stderr; programs without a console have none."""
     if sys.stderr is not None:
-        print(message, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{message}\n")  # at once, so that the lines of several threads do not mix
+        sys.stderr.flush()
+
+
+def some_path(text):
+    """A path for the command line; "", as of an unset variable, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; name a file or a folder")
+    return Path(text)
 
 
 @contextmanager
@@ -719,17 +730,17 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=summary(__doc__))
     commands = parser.add_subparsers(dest="command", required=True)
     photos = commands.add_parser("photos", help="from a folder of photographs")
-    photos.add_argument("folder", type=Path, help="folder of photographs; those in its subfolders count, too")
+    photos.add_argument("folder", type=some_path, help="folder of photographs; those in its subfolders count, too")
     scenes = commands.add_parser("scenes", help="from procedural scenes")
     for command in (photos, scenes):
         command.add_argument("--pairs", type=count, default=50_000, help="training pairs (default 50000); 0: none")
         command.add_argument("--validation", type=count, default=1_000, help="images (default 1000); 0: none")
     noise = commands.add_parser("noise", help="another noise on the clean images of a val_data.pkl")
     noise.add_argument("kind", choices=NOISES)
-    noise.add_argument("--data", type=Path, required=True, help="folder of the val_data.pkl")
+    noise.add_argument("--data", type=some_path, required=True, help="folder of the val_data.pkl")
     noise.add_argument("--level", type=float, help="standard deviation, photons at white, or share of the pixels")
     for command in (photos, scenes, noise):
-        command.add_argument("--out", type=Path, required=True, help="folder to write to")
+        command.add_argument("--out", type=some_path, required=True, help="folder to write to")
         command.add_argument("--force", action="store_true", help="overwrite files that exist")
         command.add_argument("--seed", type=count, default=0, help="of all random draws (default 0)")
     return parser.parse_args(arguments)
@@ -765,6 +776,8 @@ def with_noise(folder, kind, level, seed):
     _, clean = read_pairs(Path(folder) / VALIDATION)
     generator = torch.Generator().manual_seed(seed)
     noisy_a, noisy_b = (add_noise(clean, kind, level, generator) for _ in range(2))
+    if torch.equal(noisy_a, clean):
+        raise ValueError(f"{kind} noise of the level {level:g} changes no pixel; give a higher one")
     return (noisy_a, noisy_b), (noisy_a, clean)
 
 

@@ -38,7 +38,7 @@ if __name__ == "__main__" and not __package__:  # run as a file: begin the path 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from Miniproject_1.model import (
-    REPORT_RECIPE,
+    ORIGINAL_RECIPE,
     DoubleConv,
     Model,
     Recipe,
@@ -66,6 +66,7 @@ from Miniproject_1.others.data import (
     progress_bar,
     psnr,
     read_pairs,
+    some_path,
     summary,
 )
 
@@ -188,7 +189,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def unet(pool=None, slope=0.1, norm=None):
-    """The report's U-Net with another pooling, another slope of its activations, and a norm before each of them."""
+    """The original U-Net with another pooling, another slope of its activations, and a norm before each of them."""
     network = UNet()
     network.pool = pool or network.pool
     for name, layers in list(network.named_children()):
@@ -241,20 +242,18 @@ def averaged(draws, inputs=None):
     return Variant({"swap_pixels": False}, draw=functools.partial(noisy_and_mean, draws=draws, inputs=inputs))
 
 
-def of_the_report(name, recipe=(), **settings):
-    """One of the report's networks with its recipe, but for what is given."""
-    return Variant(asdict(REPORT_RECIPE) | dict(recipe), name, **settings)
+def original(name, recipe=(), **settings):
+    """One of the original report's networks with its recipe, but for what is given."""
+    return Variant(asdict(ORIGINAL_RECIPE) | dict(recipe), name, **settings)
 
 
 GRID_RATES, GRID_BATCHES = ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2"), (4, 8, 16, 32)
 
 
 def grid(title, name):
-    """A report's network at every learning rate and batch size of its search."""
+    """One of the original's networks at every learning rate and batch size of its search."""
     return {
-        f"the report's {title}, Adam {lr}, batch {batch}": of_the_report(
-            name, {"adam_lr": float(lr), "batch_size": batch}
-        )
+        f"the original's {title}, Adam {lr}, batch {batch}": original(name, {"adam_lr": float(lr), "batch_size": batch})
         for lr in GRID_RATES
         for batch in GRID_BATCHES
     }
@@ -266,19 +265,19 @@ VARIANTS = {
     "ours": Variant({"both_directions": None}, sizes=all_sizes(ResidualUNet, {})),
     BOTH: Variant({"both_directions": None}),
     ONE: Variant(),
-    "the report's U-Net and recipe": of_the_report("unet"),
-    "the report's Noise2Noise network and recipe": of_the_report("noise2noise"),
+    "the original's U-Net and recipe": original("unet"),
+    "the original's Noise2Noise network and recipe": original("noise2noise"),
     **grid("U-Net", "unet"),
     **grid("Noise2Noise network", "noise2noise"),
-    "the report's U-Net, batch normalisation": of_the_report("unet", network=lambda: unet(norm=BatchNorm)),
-    "the report's U-Net, batch normalisation, batch 32": of_the_report(
+    "the original's U-Net, batch normalisation": original("unet", network=lambda: unet(norm=BatchNorm)),
+    "the original's U-Net, batch normalisation, batch 32": original(
         "unet", {"batch_size": 32}, network=lambda: unet(norm=BatchNorm)
     ),
-    "the report's U-Net, max pooling": of_the_report("unet", network=lambda: unet(nn.MaxPool2d(2))),
-    "the report's U-Net, ReLU": of_the_report("unet", network=lambda: unet(slope=0.0)),
-    "the report's U-Net, no flips": of_the_report("unet", {"flips": False}),
-    "the report's U-Net, noise on half of the inputs": of_the_report("unet", draw=noisier_half),
-    "the report's U-Net, half of the inputs blurred": of_the_report("unet", draw=blurred_half),
+    "the original's U-Net, max pooling": original("unet", network=lambda: unet(nn.MaxPool2d(2))),
+    "the original's U-Net, ReLU": original("unet", network=lambda: unet(slope=0.0)),
+    "the original's U-Net, no flips": original("unet", {"flips": False}),
+    "the original's U-Net, noise on half of the inputs": original("unet", draw=noisier_half),
+    "the original's U-Net, half of the inputs blurred": original("unet", draw=blurred_half),
     "width 24": Variant(sizes={"width": 24}),
     "width 32": Variant(sizes={"width": 32}),
     "width 48": Variant(sizes={"width": 48}),
@@ -337,7 +336,7 @@ VARIANTS = {
 
 
 def make_model(variant, seed):
-    fixed = {"min_pairs": 0, "both_directions": False, "last_share": 1.0}  # as many passes as are asked for
+    fixed = {"min_pairs": 0, "both_directions": False, "last_lr_scale": 1.0}  # as many passes as are asked for
     recipe = Recipe(**fixed | variant.recipe)
     sizes = (BASE if variant.name == "residual_unet" else {}) | variant.sizes
     model = Model(variant.name, recipe=recipe, seed=seed, **sizes)
@@ -467,6 +466,7 @@ def run_all(options, variants, run):
         row = {"variant": name, "seed": seed, "pairs": pairs, "epochs": epochs}
         row |= run(name, seed, photos, pairs, epochs, validation)
         append_result(options.out, row | now_and_where())
+        done.add(job)
         job = f"{name}, seed {seed}, {pairs} pairs, {epochs} epochs"
         print(f"{job}: {row['single']:.3f} dB, {row['seconds']:.0f} s", flush=True)
 
@@ -483,9 +483,14 @@ def table(rows):
     head = f"variant | parameters | multiply-adds | pairs | epochs | n | single pass | to {ONE} | self-ensemble | s"
     lines = [f"| {head} |\n{10 * '|---'}|"]
     for _, variants in sorted(groups.items()):
-        by_score = sorted(variants.values(), key=lambda rows: -statistics.fmean(values(rows, "single")))
+        by_score = sorted(variants.values(), key=lambda rows: order_of(statistics.fmean(values(rows, "single"))))
         lines += [table_line(rows, variants.get(ONE, [])) for rows in by_score]
     return "\n".join(lines)
+
+
+def order_of(score):
+    """Sorts the largest score first; what has diverged, NaN, comes last."""
+    return math.isnan(score), -score
 
 
 def table_line(rows, base):
@@ -514,6 +519,8 @@ def with_error(numbers, sign=""):
     """The mean, with its standard error for two numbers or more; "" for none."""
     if not numbers:
         return ""
+    if not all(map(math.isfinite, numbers)):
+        return f"{statistics.fmean(numbers)}"
     error = f" ± {statistics.stdev(numbers) / math.sqrt(len(numbers)):.3f}" if len(numbers) > 1 else ""
     return f"{statistics.fmean(numbers):{sign}.3f}{error}"
 
@@ -522,15 +529,15 @@ def parse_arguments(arguments, variants):
     parser = argparse.ArgumentParser(description=summary(__doc__))
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("run", help="train the variants")
-    training.add_argument("photos", type=Path, help="folder of photographs to draw the pairs from")
-    training.add_argument("--validate", type=Path, required=True, help="a val_data.pkl to score on")
+    training.add_argument("photos", type=some_path, help="folder of photographs to draw the pairs from")
+    training.add_argument("--validate", type=some_path, required=True, help="a val_data.pkl to score on")
     training.add_argument("--pairs", type=positive, nargs="+", default=[15_600], help="default 15600")
     training.add_argument("--epochs", type=positive, nargs="+", default=[1], help="default 1")
     training.add_argument("--seeds", type=count, nargs="+", default=[0], help="default 0")
     training.add_argument("--only", nargs="+", choices=variants, metavar="NAME", help="these variants instead of all")
-    training.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
+    training.add_argument("--out", type=some_path, required=True, help="file of JSON lines to append to")
     printing = commands.add_parser("table", help="print the results as a table")
-    printing.add_argument("results", type=Path, help="file of JSON lines")
+    printing.add_argument("results", type=some_path, help="file of JSON lines")
     return parser.parse_args(arguments)
 
 

@@ -25,6 +25,7 @@ from Miniproject_1.others.data import (
     load_photos,
     plain_errors,
     psnr_of_each,
+    some_path,
     summary,
 )
 
@@ -78,8 +79,8 @@ def row(name, noisy, clean, model):
 
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=summary(__doc__))
-    parser.add_argument("photos", type=Path, help="folder of photographs that were not learnt from")
-    parser.add_argument("--weights", type=Path, default=PRETRAINED, help="default: bestmodel.pth")
+    parser.add_argument("photos", type=some_path, help="folder of photographs that were not learnt from")
+    parser.add_argument("--weights", type=some_path, default=PRETRAINED, help="default: bestmodel.pth")
     return parser.parse_args(arguments)
 
 

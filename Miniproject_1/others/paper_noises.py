@@ -37,6 +37,7 @@ from Miniproject_1.others.data import (
     positive,
     progress_bar,
     psnr_of_each,
+    some_path,
     summary,
 )
 from Miniproject_1.others.experiments import append_result, now_and_where, processor, read_results
@@ -181,9 +182,9 @@ def targets_of(experiment):
 
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=summary(__doc__))
-    parser.add_argument("photos", type=Path, help="folder of photographs")
-    parser.add_argument("--names", type=Path, required=True, help="file with the names of the test photographs")
-    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
+    parser.add_argument("photos", type=some_path, help="folder of photographs")
+    parser.add_argument("--names", type=some_path, required=True, help="file with the names of the test photographs")
+    parser.add_argument("--out", type=some_path, required=True, help="file of JSON lines to append to")
     parser.add_argument("--pairs", type=positive, default=12_000, help=f"of {SIDE} x {SIDE} (default 12000)")
     parser.add_argument("--seeds", type=count, nargs="+", default=[0], help="default 0")
     parser.add_argument(

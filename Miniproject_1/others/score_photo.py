@@ -33,6 +33,7 @@ from Miniproject_1.others.data import (
     plain_errors,
     positive,
     psnr_of_each,
+    some_path,
     summary,
 )
 
@@ -193,21 +194,21 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=summary(__doc__))
     commands = parser.add_subparsers(dest="command", required=True)
     quality = commands.add_parser("score", help="PSNR with added noise and on real pairs")
-    quality.add_argument("photos", type=Path, nargs="?", help="folder of clean photographs to add noise to")
-    quality.add_argument("--names", type=Path, help="text file of the names to take, one a line; default: all")
+    quality.add_argument("photos", type=some_path, nargs="?", help="folder of clean photographs to add noise to")
+    quality.add_argument("--names", type=some_path, help="text file of the names to take, one a line; default: all")
     quality.add_argument("--levels", type=float, nargs="+", default=LEVELS, help="of the noise, in grey values")
     quality.add_argument("--first", type=positive, help="take only so many photographs")
-    quality.add_argument("--pairs", type=Path, help="folder of real pairs, *_real.* and *_mean.*")
+    quality.add_argument("--pairs", type=some_path, help="folder of real pairs, *_real.* and *_mean.*")
     quality.add_argument("--ensemble", action="store_true", help="also with self-ensemble")
-    quality.add_argument("--weights", type=Path, default=PHOTOMODEL, help="default: photomodel.pth")
-    quality.add_argument("--json", type=Path, help="file to write the numbers to, those of each image included")
+    quality.add_argument("--weights", type=some_path, default=PHOTOMODEL, help="default: photomodel.pth")
+    quality.add_argument("--json", type=some_path, help="file to write the numbers to, those of each image included")
     speed = commands.add_parser("time", help="seconds a megapixel and memory, beside a stand-in for FFDNet")
     speed.add_argument(
-        "--weights", type=Path, nargs="+", default=[PHOTOMODEL, PRETRAINED], help="default: both shipped"
+        "--weights", type=some_path, nargs="+", default=[PHOTOMODEL, PRETRAINED], help="default: both shipped"
     )
     speed.add_argument("--side", type=positive, default=768, help="pixels of the square picture")
     speed.add_argument("--turns", type=positive, default=5, help="predictions to take the median of (default 5)")
-    speed.add_argument("--json", type=Path, help="file to write the numbers to")
+    speed.add_argument("--json", type=some_path, help="file to write the numbers to")
     return parser.parse_args(arguments)
 
 

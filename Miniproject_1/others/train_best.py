@@ -52,6 +52,7 @@ from Miniproject_1.others.data import (
     psnr,
     read_checkpoint,
     read_pairs,
+    some_path,
     summary,
 )
 
@@ -74,9 +75,9 @@ def share(text):
 def shared_parser(description):
     """A parser of what the commands of both projects take."""
     parser = argparse.ArgumentParser(description=summary(description))
-    parser.add_argument("photos", type=Path, help="folder of photographs to learn from")
-    parser.add_argument("--out", type=Path, required=True, help="weights file to write")
-    parser.add_argument("--pairs", type=positive, required=True, help="noisy pairs to learn from, all in all")
+    parser.add_argument("photos", type=some_path, help="folder of photographs to learn from")
+    parser.add_argument("--out", type=some_path, required=True, help="weights file to write")
+    parser.add_argument("--pairs", type=positive, required=True, help="noisy pairs to learn from, in whole rounds")
     parser.add_argument(
         "--draws", type=positive, default=8, help="of each crop; 1: a new crop for each pair (default 8)"
     )
@@ -85,14 +86,16 @@ def shared_parser(description):
         "--other-noise", type=share, default=0.0, help="share of pairs that have other noise (default 0)"
     )
     parser.add_argument("--round", type=positive, default=20_000, help="pairs between checkpoints (default 20000)")
-    parser.add_argument("--validate", type=Path, help="a val_data.pkl to report the PSNR on after each round")
+    parser.add_argument("--validate", type=some_path, help="a val_data.pkl to report the PSNR on after each round")
     parser.add_argument("--seed", type=count, default=0, help="of the first weights and all draws (default 0)")
     return parser
 
 
 def parse_arguments(arguments=None):
     parser = shared_parser(__doc__)
-    parser.add_argument("--start", type=Path, help="weights to begin with, of as many blocks or fewer (default: fresh)")
+    parser.add_argument(
+        "--start", type=some_path, help="weights to begin with, of as many blocks or fewer (default: fresh)"
+    )
     for name in ("width", "blocks", "inner_blocks", "levels"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=positive, help="of the network; see ResidualUNet")
     parser.add_argument("--large", type=share, default=0.0, help="share of the work on large pairs (default 0)")
@@ -228,10 +231,9 @@ def draw_round(photos, pairs, number, options):
     if options.draws > 1:
         draw = functools.partial(noisy_and_mean, draws=options.draws, inputs=options.inputs)
     others = round(options.other_noise * pairs)
-    drawn = draw_pairs(photos, pairs - others, seed, draw)
-    if not others:
-        return drawn
-    return tuple(map(torch.cat, zip(drawn, draw_pairs(photos, others, seed, other_noises_and_mean), strict=True)))
+    parts = (pairs - others, draw), (others, other_noises_and_mean)
+    drawn = [draw_pairs(photos, number, seed, function) for number, function in parts if number]
+    return tuple(map(torch.cat, zip(*drawn, strict=True)))
 
 
 def draw_large(photos, pairs, number, options):
@@ -285,9 +287,42 @@ def report(path, validation, model_class=Model):
     return psnr(model.predict(validation[0], ensemble=False), validation[1])
 
 
-def resume(training, checkpoint):
-    """Resumes the training from a checkpoint; returns (rounds done, pairs seen before them)."""
-    state = read_checkpoint(checkpoint)
+FREE = ("photos", "out", "pairs", "validate")  # options that a resumed run may change
+
+
+def settings_of(options):
+    """What a checkpoint says of its run."""
+    return {name: str(value) for name, value in vars(options).items() if name not in FREE}
+
+
+def check_loss(loss):
+    """RuntimeError if a round's mean loss is not finite; the files are then still those of the round before."""
+    if not math.isfinite(loss):
+        raise RuntimeError(f"the loss is {loss}; begin again with lower rates")
+
+
+def checkpoint_of(training, rounds, start, options):
+    """What `resume` needs, after so many rounds on weights that had seen `start` pairs before them."""
+    return {"training": training.state_dict(), "round": rounds, "start": start, "settings": settings_of(options)}
+
+
+def rounds_left(done, options):
+    """The numbers of the rounds that are still to be run; says so if there are none."""
+    numbers = range(done, -(-options.pairs // options.round))
+    if not numbers:
+        print(f"nothing left to do: {done * options.round} pairs are learnt; a larger --pairs goes on", flush=True)
+    return numbers
+
+
+def resume(training, checkpoint, options):
+    """Resumes the training from a checkpoint; returns (rounds done, pairs seen before them).
+
+    ValueError if it is of a run with other options than these, but for FREE.
+    """
+    state, settings = read_checkpoint(checkpoint), settings_of(options)
+    saved = state.get("settings", {})
+    if other := [f"{name} {saved.get(name)}" for name in settings if saved.get(name) != settings[name]]:
+        raise ValueError(f"{checkpoint} is of a run with {', '.join(other)}; give that, another --out, or remove it")
     try:
         training.load_state_dict(state["training"])
         return state["round"], state["start"]
@@ -308,15 +343,16 @@ def train(options, validation):
         noisy = draw_pairs(photos, 256, options.seed, noisy_pairs)[0].float() / 255
         print(f"dead units: {revive(model.network, noisy, options.seed)}", flush=True)
     training = Training(model.network, model.recipe, options.seed)
-    first, start = resume(training, checkpoint) if checkpoint.exists() else (0, model.pairs_seen)
+    first, start = resume(training, checkpoint, options) if checkpoint.exists() else (0, model.pairs_seen)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    for number in range(first, -(-options.pairs // options.round)):
+    for number in rounds_left(first, options):
         began = time.monotonic()
         loss = train_round(model, training, photos, number, options)
+        check_loss(loss)
         model.pairs_seen = start + (number + 1) * options.round
         with training.averaged():
             model.save(options.out)
-        save_atomically({"training": training.state_dict(), "round": number + 1, "start": start}, checkpoint)
+        save_atomically(checkpoint_of(training, number + 1, start, options), checkpoint)
         decibels = report(options.out, validation)
         seconds = time.monotonic() - began
         print(f"{model.pairs_seen} pairs, loss {loss:.5f}, {decibels:.3f} dB, {seconds:.0f} s", flush=True)

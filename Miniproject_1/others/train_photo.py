@@ -33,7 +33,6 @@ import dataclasses
 import hashlib
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +45,7 @@ from Miniproject_1.others.data import (
     plain_errors,
     positive,
     read_checkpoint,
+    some_path,
     summary,
     tell,
 )
@@ -249,12 +249,12 @@ def parse_arguments(arguments=None):
         description=summary(__doc__),
         epilog="The other options are fields of Settings, here, and of photo_noise.Mixture.",
     )
-    parser.add_argument("photos", type=Path, help="folder of photographs to learn from")
-    parser.add_argument("--out", type=Path, required=True, help="weights file to write")
+    parser.add_argument("photos", type=some_path, help="folder of photographs to learn from")
+    parser.add_argument("--out", type=some_path, required=True, help="weights file to write")
     parser.add_argument(
-        "--leave-out", type=Path, help="text file of names of photographs not to learn from, one a line"
+        "--leave-out", type=some_path, help="text file of names of photographs not to learn from, one a line"
     )
-    parser.add_argument("--start", type=Path, help="weights to begin with, of as many blocks or fewer")
+    parser.add_argument("--start", type=some_path, help="weights to begin with, of as many blocks or fewer")
     parser.add_argument("--every", type=positive, default=250, help="steps between two checkpoints")
     for kind in (Settings, Mixture):
         for field in dataclasses.fields(kind):

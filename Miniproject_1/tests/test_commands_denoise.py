@@ -16,7 +16,8 @@ Image = pytest.importorskip("PIL.Image")
 numpy = pytest.importorskip("numpy")
 
 from Miniproject_1.__main__ import main  # noqa: E402
-from Miniproject_1.commands import denoise, images, weights  # noqa: E402
+from Miniproject_1.commands import denoise  # noqa: E402
+from Miniproject_1.commands.support import arguments, images, weights  # noqa: E402
 from Miniproject_1.model import Model, Tiling  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,7 +161,7 @@ def test_hidden_files_and_those_of_other_kinds_are_left_out(tmp_path, identity, 
     assert kinds in capsys.readouterr().err
     assert main([*given, "--force", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
-    assert [path.name for path in denoise.pictures_below(tmp_path / "in")] == ["a.png"]
+    assert [path.name for path in arguments.pictures_below(tmp_path / "in")] == ["a.png"]
     assert kinds in capsys.readouterr().err
 
 
@@ -181,7 +182,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, identity, capsys, mo
     assert f"{tmp_path}/in/locked: " in said.err and "Permission denied" in said.err and "1 of 2" in said.err
     assert "a.png: 60 x 40" in said.out and os.listdir(tmp_path / "out") == ["a.png"]
     with pytest.raises(PermissionError):
-        denoise.pictures_below(tmp_path / "in")
+        arguments.pictures_below(tmp_path / "in")
 
 
 def test_one_bad_file_does_not_stop_the_rest(tmp_path, identity, capsys):
@@ -504,6 +505,15 @@ def test_missing_weights_name_the_others(tmp_path, capsys, monkeypatch):
     assert "photomodel.pth" in said and "--weights course" in said and "photographs at their own resolution" in said
     assert main(["denoise", str(source), "-o", f"{tmp_path}/b.png", "--weights", "nothing.pth"]) == 1
     assert "no weights file 'nothing.pth'" in capsys.readouterr().err
+
+
+def test_an_empty_argument_is_not_the_current_folder(tmp_path, identity, capsys, monkeypatch):
+    write(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    for given in (["", "-o", "out"], ["a.png", "-o", ""], ["a.png", "-o", "b.png", "--weights", ""]):
+        assert main(["denoise", *given]) == 1
+        assert "an argument is empty" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["a.png"]
 
 
 @pytest.mark.parametrize(

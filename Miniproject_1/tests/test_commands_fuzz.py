@@ -19,7 +19,8 @@ if __name__ == "__main__":  # from the root of the project
 Image = pytest.importorskip("PIL.Image")
 numpy = pytest.importorskip("numpy")
 
-from Miniproject_1.commands import denoise, images  # noqa: E402
+from Miniproject_1.commands import denoise  # noqa: E402
+from Miniproject_1.commands.support import images  # noqa: E402
 from Miniproject_1.model import Model  # noqa: E402
 
 LONGEST = 60  # seconds for one file; it takes milliseconds

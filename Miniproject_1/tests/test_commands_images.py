@@ -11,8 +11,8 @@ import torch
 Image = pytest.importorskip("PIL.Image")
 numpy = pytest.importorskip("numpy")
 
-from Miniproject_1.commands import images  # noqa: E402
-from Miniproject_1.commands.noise import noise_level  # noqa: E402
+from Miniproject_1.commands.support import images  # noqa: E402
+from Miniproject_1.commands.support.noise_level import noise_level  # noqa: E402
 
 RANDOM = numpy.random.default_rng(0)
 ARROW = numpy.arange(6 * 9, dtype="uint8").reshape(6, 9) * 4  # no two symmetries of it are alike

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from Miniproject_1.__main__ import main
-from Miniproject_1.commands import inspect, pairs
+from Miniproject_1.commands import inspect
+from Miniproject_1.commands.support import pairs
 from Miniproject_1.others.data import point_sample, render_scene
 
 
@@ -57,7 +58,7 @@ def test_sound_pairs_are_fit():
 
 def test_unequal_noise_is_measured():
     found, fit = findings(*pair(10, 20))
-    assert fit and found["noise"].verdict == "mind"
+    assert fit and found["noise"].verdict == "warning"
     assert found["noise"].values["first"] == pytest.approx(10, rel=0.06)
     assert found["noise"].values["second"] == pytest.approx(20, rel=0.03)
 
@@ -138,7 +139,7 @@ def test_exposure_that_differs():
     found, fit = findings(a, b + 5)
     assert not fit and found["exposure"].values["mean"] == pytest.approx(-5, abs=0.1)
     found, fit = findings(a, b + 0.9)
-    assert fit and found["exposure"].verdict == "mind"
+    assert fit and found["exposure"].verdict == "warning"
 
 
 def test_exposure_that_drifts_from_pair_to_pair():
@@ -158,7 +159,7 @@ def test_noise_that_is_correlated_between_pixels():
         torch.nn.functional.avg_pool2d(30 * torch.randn(1, 3, 320, 320, generator=generator), 2, 1, 1) for _ in "ab"
     ]
     found, fit = findings(*(clean + noise[:, :, :320, :320] for noise in blurred))
-    assert fit and found["neighbours"].verdict == "mind"
+    assert fit and found["neighbours"].verdict == "warning"
     assert found["neighbours"].values["correlation"] == pytest.approx(0.5, abs=0.03)
 
 
@@ -167,7 +168,7 @@ def test_stripes():
     a, b = pair(10)
     stripes = 5 * torch.randn(2, 1, 1, 320, 1, generator=generator)
     found, _ = findings(a + stripes[0], b + stripes[1])
-    assert found["stripes"].verdict == "mind"
+    assert found["stripes"].verdict == "warning"
     assert found["stripes"].values["rows"] == pytest.approx(0.2, abs=0.04)
     assert abs(found["stripes"].values["columns"]) < 0.01
 
@@ -200,7 +201,7 @@ def test_clipping():
     found, _ = findings(a.clamp(0, 255), b.clamp(0, 255))
     share = ((a <= 0) | (a >= 255)).float().mean().item()
     assert sum(found["clipping"].values.values()) == pytest.approx(share, abs=0.02)
-    assert found["clipping"].verdict == ("BAD" if share > 0.2 else "mind")
+    assert found["clipping"].verdict == ("BAD" if share > 0.2 else "warning")
     assert findings(*pair(60))[0]["clipping"].verdict != "fine"
 
 
@@ -211,7 +212,7 @@ def test_counts_of_few_photons_are_neither_clipped_nor_displaced():
         rates = ((scene(256, seed, 1)() - 127).clamp(min=0) / 60 + 0.3).repeat(2, 1, 1, 1)
         first, second = (torch.poisson(rates, generator=generator) * 12 for _ in range(2))
         found, fit = findings(first[:1], second[:1])
-        assert found["clipping"].verdict == "mind" and "photons" in found["clipping"].text
+        assert found["clipping"].verdict == "warning" and "photons" in found["clipping"].text
         assert found["displacement"].verdict != "BAD"
         assert fit
 
@@ -279,7 +280,7 @@ def test_tensors_that_are_not_of_255(tmp_path, capsys, values, words):
 
 def test_clean_pairs_have_hardly_any_noise():
     found, _ = findings(*pair(0.1))
-    assert found["noise"].verdict == "mind" and "hardly any" in found["noise"].text
+    assert found["noise"].verdict == "warning" and "hardly any" in found["noise"].text
 
 
 def test_the_error_against_the_clean_image_is_known_without_it():
@@ -304,7 +305,7 @@ def test_the_command_tries_the_shipped_weights(tmp_path, capsys):
 def test_folders_are_paired_by_name(tmp_path, capsys):
     pytest.importorskip("PIL")
     numpy = pytest.importorskip("numpy")
-    from Miniproject_1.commands import images
+    from Miniproject_1.commands.support import images
 
     for folder, parts in zip("ab", (pair(seed=1, size=70), pair(seed=2, size=90)), strict=True):
         for name, values in zip(("x.png", "sub/y.tif"), parts, strict=False):

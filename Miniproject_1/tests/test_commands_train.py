@@ -14,7 +14,8 @@ import torch
 
 from Miniproject_1 import model as project
 from Miniproject_1.__main__ import main
-from Miniproject_1.commands import evaluate, inspect, pairs, train
+from Miniproject_1.commands import evaluate, inspect, train
+from Miniproject_1.commands.support import pairs
 from Miniproject_1.model import Model, read_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +100,7 @@ def test_resumed_is_uninterrupted_to_the_last_bit(files, stop, monkeypatch, caps
     arguments = "--epochs", "2", "--no-inspect"
     assert main(command(files, *arguments, out="whole.pth")) == 0
     said = [line.rpartition(";")[0] for line in capsys.readouterr().out.splitlines()]
-    step, taken = train.Run.step, []
+    step, taken = train.Session.step, []
 
     def interrupted(self):
         if len(taken) == stop:
@@ -108,7 +109,7 @@ def test_resumed_is_uninterrupted_to_the_last_bit(files, stop, monkeypatch, caps
         return step(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train.Run, "step", interrupted)
+        patched.setattr(train.Session, "step", interrupted)
         assert main(command(files, *arguments)) == 130
     assert main(command(files, *arguments)) == 1
     assert "--resume goes on with it" in capsys.readouterr().err
@@ -218,7 +219,7 @@ def test_minutes_become_steps(monkeypatch):
     now = itertools.count()
     monkeypatch.setattr(train.time, "monotonic", lambda: next(now) / 10)
     stack = pairs.Stack(*(part.round().byte() for part in data()[1:]))
-    fresh, run = (train.Run(Model(width=8), stack, 0) for _ in range(2))
+    fresh, run = (train.Session(Model(width=8), stack, 0) for _ in range(2))
     run.plan_minutes(0.5)
     assert run.steps == 300 - train.TIMED
     assert run.training.steps == 0
@@ -237,7 +238,7 @@ def test_squares_cover_all_of_a_picture():
 def test_pictures_are_learnt_from(tmp_path, capsys):
     pytest.importorskip("PIL")
     numpy = pytest.importorskip("numpy")
-    from Miniproject_1.commands import images
+    from Miniproject_1.commands.support import images
 
     for number in range(3):
         _, *noisy = data(1, 140 + number, channels=1, seed=number)
@@ -262,7 +263,7 @@ def test_the_floor_holds_for_unequal_noise():
     clean, _, _ = data(30, 32)
     generator = torch.Generator().manual_seed(5)
     first, second = (clean + level * torch.randn(clean.shape, generator=generator) for level in (5, 25))
-    loss, noisy = train.standing(Model(width=8), pairs.Stack(first.clamp(0, 255), second.clamp(0, 255)))
+    loss, noisy = train.held_out_loss(Model(width=8), pairs.Stack(first.clamp(0, 255), second.clamp(0, 255)))
     assert noisy / 2 == pytest.approx((5**2 + 25**2) / 2 / 255**2, rel=0.03)
     assert loss - noisy / 2 == pytest.approx((5**2 + 25**2) / 2 / 255**2, rel=0.03)
 
@@ -274,7 +275,7 @@ def write(path, image):
     """A grey (1, H, W) in [0, 255] as a PNG."""
     pytest.importorskip("PIL")
     pytest.importorskip("numpy")
-    from Miniproject_1.commands import images
+    from Miniproject_1.commands.support import images
 
     pixels = image.round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
     images.write_picture(images.Picture(pixels, "grey", False, (0, 255)), path)
@@ -476,7 +477,7 @@ def test_the_curve_is_drawn_and_survives_an_interruption(files, capsys, monkeypa
     curves, plot = [], train.plot
     monkeypatch.setattr(train, "plot", lambda path, curve: curves.append(list(curve)) or plot(path, curve))
     arguments = "--epochs", "3", "--no-inspect", "--plot", f"{files}/curve.svg", "--loss", "l0"
-    step = train.Run.step
+    step = train.Session.step
 
     def interrupted(self):
         if self.epoch == 2:
@@ -484,7 +485,7 @@ def test_the_curve_is_drawn_and_survives_an_interruption(files, capsys, monkeypa
         return step(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train.Run, "step", interrupted)
+        patched.setattr(train.Session, "step", interrupted)
         assert main(command(files, *arguments)) == 130
     assert main(command(files, *arguments, "--resume")) == 0
     assert [len(curve) for curve in curves] == [1, 2, 3] and curves[2][:2] == curves[1]
@@ -554,8 +555,10 @@ def test_other_pictures_are_not_resumed(files, monkeypatch, capsys):
 
     with monkeypatch.context() as patched:
         patched.setattr(train, "CHECKPOINT_SECONDS", -1)
-        step, taken = train.Run.step, []
-        patched.setattr(train.Run, "step", lambda self: interrupted(self) if taken else taken.append(1) or step(self))
+        step, taken = train.Session.step, []
+        patched.setattr(
+            train.Session, "step", lambda self: interrupted(self) if taken else taken.append(1) or step(self)
+        )
         assert main(command(files, "--no-inspect")) == 130
     a, b = torch.load(files / "train.pkl")
     torch.save((255 - a, 255 - b), files / "train.pkl")
@@ -577,7 +580,7 @@ def test_a_loss_that_is_not_finite_leaves_the_files_as_they_are(files, monkeypat
 
 
 def test_a_held_out_loss_of_nan_is_said_to_be_one(files, monkeypatch, capsys):
-    monkeypatch.setattr(train, "standing", lambda *_: (math.nan, 0.02))
+    monkeypatch.setattr(train, "held_out_loss", lambda *_: (math.nan, 0.02))
     assert main(command(files, "--epochs", "1", "--no-inspect")) == 0
     assert "loss nan, floor 0.01000, so nan dB" in capsys.readouterr().out
 

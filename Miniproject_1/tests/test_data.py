@@ -267,6 +267,33 @@ def test_every_image_may_have_a_level_of_its_own(kind):
         assert errors[0] == pytest.approx(errors[1], rel=0.2)
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "bernoulli", "impulse"])
+def test_levels_that_change_no_pixel_are_refused(kind, course_data, tmp_path):
+    with pytest.raises(SystemExit, match=f"{kind} noise of the level 1e-09 changes no pixel"):
+        data.main(["noise", kind, "--level", "1e-9", "--data", str(course_data), "--out", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("call", [["photos", "", "--out", "x"], ["scenes", "--out", ""]])
+def test_empty_paths_are_not_the_current_folder(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        data.main(call)
+    assert error.value.code == 2 and "it is empty; name a file or a folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_photos_of_several_pages_or_transparent_colours_are_told_or_read(tmp_path, capsys, recwarn):
+    Image = pytest.importorskip("PIL.Image")
+    one, two = (Image.new("RGB", (40, 40), colour) for colour in ("red", "blue"))
+    one.save(tmp_path / "two.tif", save_all=True, append_images=[two])
+    assert data.load_photo(tmp_path / "two.tif")[:, 0, 0].tolist() == [255, 0, 0]
+    assert "two.tif: only the first of its 2 pictures is read" in capsys.readouterr().err
+    one.quantize(4).save(tmp_path / "palette.png", transparency=bytes([0, 128, 255, 255]))
+    assert data.load_photo(tmp_path / "palette.png").shape == (3, 40, 40)
+    assert [str(warning.message) for warning in recwarn.list] == []
+
+
 def test_unknown_noise_is_refused():
     with pytest.raises(ValueError, match="gaussian, poisson"):
         data.add_noise(torch.zeros(1, 3, 2, 2), "speckle", 1.0, torch.Generator())

@@ -1,6 +1,7 @@
 """The experiment command: every variant learns, results are kept, none is run twice, the table averages seeds."""
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def test_results_are_appended_and_not_repeated(photos, tmp_path, monkeypatch, ca
     assert [(row["variant"], row["pairs"]) for row in rows] == [
         ("ours", 8), ("width 24", 8), ("ours", 12), ("width 24", 12)
     ]  # fmt: skip
-    experiments.main([*command, "--pairs", "8", "--seeds", "0", "1"])
+    experiments.main([*command, "--pairs", "8", "--seeds", "0", "1", "1"])
     assert [json.loads(line)["seed"] for line in out.read_text().splitlines()] == [0, 0, 0, 0, 1, 1]
     capsys.readouterr()
     experiments.main(["table", str(out)])
@@ -155,6 +156,17 @@ def test_table_has_the_standard_errors_of_the_seeds_and_puts_the_best_first():
     assert lines[3] == "| one direction | 5,000 | 7 M | 10 | 1 | 4 | 25.500 ± 0.645 |  | 25.000 | 2 |"
     assert lines[4] == "| other | 5,000 | 7 M | 20 | 1 | 1 | 20.000 |  | 25.000 | 2 |"
     assert len(lines) == 5 and lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
+
+
+def test_a_result_of_nan_is_shown_as_one_and_comes_last():
+    rows = [
+        {"variant": name, "seed": seed, "pairs": 8, "epochs": 1, "parameters": 1, "multiply_adds": 1, "seconds": 1.0}
+        | {"single": single, "ensemble": single}
+        for name, seed, single in (("a", 0, math.nan), ("a", 1, 20.0), ("b", 0, 19.0), ("b", 1, 18.0))
+    ]
+    *_, first, last = experiments.table(rows).splitlines()
+    assert first.startswith("| b |") and "18.500 ± 0.500" in first
+    assert last.startswith("| a |") and "| nan |" in last
 
 
 def test_results_say_how_they_were_made(photos, tmp_path, monkeypatch):

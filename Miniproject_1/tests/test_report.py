@@ -156,7 +156,7 @@ def test_differences_are_taken_within_a_file_and_a_seed(results):
 
 
 def test_the_search_of_the_original_is_sorted_and_its_best_setting_found(results):
-    setting = "the report's U-Net, Adam {}, batch {}"
+    setting = "the original's U-Net, Adam {}, batch {}"
     rows = [("3e-4", 8, 0, 24.0), ("1e-3", 8, 0, 25.0), ("1e-3", 8, 1, 25.2), ("3e-4", 4, 0, 25.05)]
     results("project_1.jsonl", *({"variant": setting.format(r, b), "seed": s, "single": x} for r, b, s, x in rows))
     data = records.Trainings(1)

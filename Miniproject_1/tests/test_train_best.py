@@ -44,10 +44,23 @@ def test_stopped_training_continues_exactly(run, monkeypatch):
     assert model.pairs_seen == 96
 
 
-def test_finished_training_stays_as_it_is(run):
+def test_finished_training_stays_as_it_is(run, capsys):
     _, first = run("a.pth")
+    assert "nothing left" not in capsys.readouterr().out
     _, again = run("a.pth")
     assert torch.equal(first, again)
+    assert "nothing left to do: 96 pairs are learnt" in capsys.readouterr().out
+    run("a.pth", ["--pairs", "128"])
+    assert "128 pairs, loss" in capsys.readouterr().out
+
+
+def test_a_run_that_diverges_replaces_no_weights(run, tmp_path):
+    run("a.pth")
+    before = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "a.pth.checkpoint").unlink()
+    with pytest.raises(SystemExit, match="the loss is nan|the loss is inf"):
+        run("a.pth", ["--muon-lr", "1e30", "--adam-lr", "1e30", "--ema-decay", "0"])
+    assert (tmp_path / "a.pth").read_bytes() == before
 
 
 @pytest.mark.parametrize("options", ["--inputs 2", "--draws 1", "--other-noise 0.25", "--large 0.6"])
@@ -64,6 +77,9 @@ def test_a_share_of_a_round_has_other_noise(tmp_path):
     assert noisy.shape == others.shape == (40, 3, 32, 32)
     assert (noisy[:30] == 100).all() and (others == 100).all()
     assert 4 <= (noisy[30:] != 100).flatten(1).any(1).sum() <= 9  # a fifth of them are means of draws
+    command[-1] = "1"
+    noisy, _ = train_best.draw_round([flat], 40, 0, train_best.parse_arguments(command))
+    assert noisy.shape == (40, 3, 32, 32) and (noisy != 100).flatten(1).any(1).sum() > 20
 
 
 @pytest.mark.parametrize(("options", "swap"), [((1, 0), True), ((8, 0), False), ((1, 0.1), False)])
@@ -134,8 +150,11 @@ def test_files_that_do_not_fit_are_told_before_the_work(option, tmp_path, monkey
 
 def test_checkpoints_that_do_not_fit_are_named(run, tmp_path):
     run("a.pth")
-    with pytest.raises(SystemExit, match=r"a\.pth\.checkpoint is of a run with other settings"):
-        run("a.pth", ["--width", "16"])
+    before = (tmp_path / "a.pth").read_bytes()
+    for other, named in ((["--width", "16"], "width 8"), (["--seed", "5"], "seed 0"), (["--draws", "2"], "draws 8")):
+        with pytest.raises(SystemExit, match=rf"a\.pth\.checkpoint is of a run with {named};"):
+            run("a.pth", other)
+    assert (tmp_path / "a.pth").read_bytes() == before
     (tmp_path / "a.pth.checkpoint").write_bytes(b"PK no")
     with pytest.raises(SystemExit, match=r"a\.pth\.checkpoint is not a readable checkpoint"):
         run("a.pth")

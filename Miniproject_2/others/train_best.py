@@ -17,13 +17,23 @@ constant and falls to zero over the last part of the pairs. `new.pth` always hol
 """
 
 import time
-from pathlib import Path
 
 import torch
 
 from Miniproject_1.model import save_atomically
-from Miniproject_1.others.data import check_writable, load_photos, plain_errors, positive, read_pairs
-from Miniproject_1.others.train_best import draw_round, exchangeable, report, resume, seed_of, share, shared_parser
+from Miniproject_1.others.data import check_writable, load_photos, plain_errors, positive, read_pairs, some_path
+from Miniproject_1.others.train_best import (
+    check_loss,
+    checkpoint_of,
+    draw_round,
+    exchangeable,
+    report,
+    resume,
+    rounds_left,
+    seed_of,
+    share,
+    shared_parser,
+)
 from Miniproject_2.model import RATES, Model, Pairs, Recipe, Training, copy_all
 
 EMA_STEPS = 1_000
@@ -32,11 +42,11 @@ SIZES = ("width", "deep_width", "kernel", "up_kernel")
 
 def parse_arguments(arguments=None):
     parser = shared_parser(__doc__)
-    parser.add_argument("--start", type=Path, help="weights to begin with; they set the sizes (default: fresh)")
+    parser.add_argument("--start", type=some_path, help="weights to begin with; they set the sizes (default: fresh)")
     parser.add_argument("--batch-size", type=int, default=32, help="pairs a step (default 32)")
     parser.add_argument("--lr", type=float, default=RATES["muon"], help="of Muon, at the peak")
-    parser.add_argument("--decay", type=float, default=0.4, help="share of the pairs in which the rate falls")
-    parser.add_argument("--warm-up", type=float, default=0.01, help="share of the pairs in which it rises")
+    parser.add_argument("--decay", type=share, default=0.4, help="share of the pairs in which the rate falls")
+    parser.add_argument("--warm-up", type=share, default=0.01, help="share of the pairs in which it rises")
     parser.add_argument("--negatives", type=share, default=0.0, help="share of batches shown as negatives (default 0)")
     parser.add_argument(
         "--flat-pairs", type=share, default=0.0, help="share of pairs of one colour, without noise (default 0)"
@@ -48,7 +58,9 @@ def parse_arguments(arguments=None):
 
 def lr_factor(done, warm_up, decay):
     """Share of the peak rate after the share `done` of the pairs: up, constant, linearly down to zero."""
-    return max(0.0, min(done / warm_up, 1.0, (1 - done) / decay))
+    rising = done / warm_up if warm_up else 1.0
+    falling = (1 - done) / decay if decay else 1.0
+    return max(0.0, min(rising, 1.0, falling))
 
 
 def flatten_pairs(noisy_a, noisy_b, count, generator):
@@ -97,16 +109,19 @@ def train(options, validation):
         if sizes:
             raise ValueError("the network of --start has its own sizes: leave out --" + ", --".join(sizes))
         model.load(options.start)
+        if model.architecture.in_channels != 3:
+            raise ValueError(f"--start must be for photographs; {options.start} has not 3 channels")
     training = Training(model.network, recipe, options.seed, EMA_STEPS)
-    first, start = resume(training, checkpoint) if checkpoint.exists() else (0, model.pairs_seen)
+    first, start = resume(training, checkpoint, options) if checkpoint.exists() else (0, model.pairs_seen)
     photos = load_photos(options.photos)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    for number in range(first, -(-options.pairs // options.round)):
+    for number in rounds_left(first, options):
         began = time.monotonic()
         loss = train_round(model, training, photos, number, options)
+        check_loss(loss)
         model.pairs_seen = start + (number + 1) * options.round
         write_averaged(model, training, options.out)
-        save_atomically({"training": training.state_dict(), "round": number + 1, "start": start}, checkpoint)
+        save_atomically(checkpoint_of(training, number + 1, start, options), checkpoint)
         decibels = report(options.out, validation, Model)
         seconds = time.monotonic() - began
         print(f"{model.pairs_seen} pairs, loss {loss:.5f}, {decibels:.3f} dB, {seconds:.0f} s", flush=True)

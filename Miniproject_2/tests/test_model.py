@@ -94,6 +94,35 @@ def test_a_training_that_ends_with_nan_is_an_error():
         model.train(*pictures(8)[:2], 1)
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    model = small()
+    model.save(tmp_path / "a.pth")
+    before = (tmp_path / "a.pth").read_bytes()
+    model.network.param()[0][0].fill_(math.nan)
+    with pytest.raises(ValueError, match="weights are not finite; begin with others"):
+        model.save(tmp_path / "a.pth")
+    assert (tmp_path / "a.pth").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_hot_pixel_changes_little_around_it():
+    image = torch.linspace(60, 180, 64).expand(1, 3, 64, 64).clone()
+    model = ours.Model(device="cpu")
+    model.load_pretrained_model()
+    expected, changed = model.predict(image), []
+    for value in (510, 1e4, 1e30):
+        image[:, :, 32, 32] = value
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the range
+            changed.append(model.predict(image))
+    assert torch.equal(changed[0], changed[1]) and torch.equal(changed[0], changed[2])
+    assert ((changed[0] - expected).abs() > 20).any(1).sum() < 30
+
+
+def test_meta_tensors_have_no_values():
+    with pytest.raises(ValueError, match="'meta' cannot be used"):
+        ours.Model(device="meta")
+
+
 def test_a_training_in_vain_gives_a_warning():
     noisy_a, noisy_b, _ = pictures(8)
     shipped = ours.Model(device="cpu")

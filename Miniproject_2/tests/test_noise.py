@@ -133,7 +133,7 @@ def test_both_projects_measure_alike():
     for name in (
         "PairNoise",
         "measure_noise",
-        "looked_at",
+        "subsample",
         "blocks",
         "products",
         "line_products",

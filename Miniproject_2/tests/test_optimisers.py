@@ -1,6 +1,7 @@
 """SGD, Adam and Muon step by step against torch.optim."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -119,8 +120,17 @@ def test_clear_errors():
         with pytest.raises(ValueError, match=r"module\.param"):
             ours.SGD(wrong, 0.1)
     good = ours.Conv2d(1, 1, 1).param()
-    with pytest.raises(ValueError, match="lr"):
-        ours.Adam(good, -1)
+    for kind in (ours.SGD, ours.Adam, ours.Muon):
+        for lr in (-1, math.nan, math.inf):
+            with pytest.raises(ValueError, match="lr must be finite and at least 0"):
+                kind(good, lr)
+        for lr in (None, "0.1", torch.ones(2)):
+            with pytest.raises(TypeError, match="lr must be a number"):
+                kind(good, lr)
+    with pytest.raises(ValueError, match="momentum must be finite"):
+        ours.SGD(good, 0.1, momentum=-1)
+    with pytest.raises(ValueError, match="weight_decay must be finite"):
+        ours.SGD(good, 0.1, weight_decay=math.nan)
     with pytest.raises(ValueError, match="nesterov"):
         ours.SGD(good, 0.1, nesterov=True)
 

@@ -81,3 +81,20 @@ def test_a_share_of_the_pairs_has_one_colour(run, monkeypatch):
     run("new.pth", 4, "--flat-pairs", "0.25", "--width", "16")
     assert len(torch.cat(seen).unique(dim=0)) == 24  # other colours in each round
     assert {0, 255} < set(torch.cat(seen).flatten().tolist())
+
+
+def test_the_rate_rises_and_falls_over_shares_of_the_pairs():
+    assert [train_best.lr_factor(done, 0.2, 0.5) for done in (0, 0.1, 0.3, 0.75, 1)] == [0, 0.5, 1, 0.5, 0]
+    assert [train_best.lr_factor(done, 0, 0) for done in (0, 0.5, 1)] == [1, 1, 1]
+
+
+def test_a_run_that_diverges_leaves_finite_weights(run, tmp_path):
+    with pytest.raises(SystemExit, match="the loss is nan|the loss is inf"):
+        run("a.pth", 1, "--width", "16", "--deep-width", "24", "--lr", "1e30")
+    Model().load(tmp_path / "a.pth")  # of a round before
+
+
+def test_weights_that_are_not_for_photographs_are_refused(run, tmp_path):
+    Model(in_channels=1, width=8, deep_width=16).save(tmp_path / "grey.pth")
+    with pytest.raises(SystemExit, match="--start must be for photographs"):
+        run("a.pth", 1, "--start", str(tmp_path / "grey.pth"))

@@ -7,7 +7,7 @@ import io
 
 import torch
 
-from Miniproject_1.commands.images import Picture, as_pillow, whole_file
+from Miniproject_1.commands.support.images import Picture, as_pillow, whole_file
 
 HEAD = """<!doctype html>
 <html lang="en">

@@ -1,6 +1,6 @@
 """Figures of the commands, by matplotlib: an optional extra, imported only where one is asked for."""
 
-from Miniproject_1.commands.images import whole_file
+from Miniproject_1.commands.support.images import whole_file
 from Miniproject_1.others.data import check_new, check_writable
 
 

@@ -13,7 +13,7 @@ import pytest
 Image = pytest.importorskip("PIL.Image")
 numpy = pytest.importorskip("numpy")
 
-from Miniproject_1.commands import images, report  # noqa: E402
+from Miniproject_1.commands.support import compare_page, images  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WIDTH, HEIGHT = 30, 20
@@ -132,8 +132,8 @@ def pictures():
 
 def write_page(path, name="a.png", icc=None):
     first, second = (images.Picture(pixels, "RGB", False, (0, 255), icc=icc) for pixels in pictures())
-    with report.Page.to(path) as page:
-        page.add(name, report.png_to_show(first), report.png_to_show(second), 12.34, 1.26)
+    with compare_page.Page.to(path) as page:
+        page.add(name, compare_page.png_to_show(first), compare_page.png_to_show(second), 12.34, 1.26)
 
 
 def seen(browser, times):
@@ -214,15 +214,15 @@ def test_the_page_holds_every_kind_of_picture():
     ramp = numpy.arange(0, 65536, 257, dtype="uint16").reshape(16, 16, 1)
     for channels, space, alpha in ((1, "grey", False), (2, "grey", True), (3, "RGB", False), (4, "RGB", True)):
         deep = images.Picture(numpy.repeat(ramp, channels, 2), space, alpha, (0, 65535))
-        shown = numpy.asarray(Image.open(io.BytesIO(report.png_to_show(deep))))
+        shown = numpy.asarray(Image.open(io.BytesIO(compare_page.png_to_show(deep))))
         assert (shown.reshape(16, 16, -1) == numpy.arange(256).reshape(16, 16, 1)).all()
     inks = images.Picture(numpy.full((2, 2, 4), 255, "uint8"), "CMYK", False, (0, 255))
-    assert (numpy.asarray(Image.open(io.BytesIO(report.png_to_show(inks)))) == 0).all()
+    assert (numpy.asarray(Image.open(io.BytesIO(compare_page.png_to_show(inks)))) == 0).all()
     values = images.Picture(numpy.array([[[-1.0], [0.0], [1.0]]], "float32"), "grey", False, (-1, 1))
-    assert numpy.asarray(Image.open(io.BytesIO(report.png_to_show(values)))).tolist() == [[0, 128, 255]]
+    assert numpy.asarray(Image.open(io.BytesIO(compare_page.png_to_show(values)))).tolist() == [[0, 128, 255]]
 
 
 def test_an_interrupted_page_is_not_there(tmp_path):
-    with pytest.raises(KeyboardInterrupt), report.Page.to(tmp_path / "page.html"):
+    with pytest.raises(KeyboardInterrupt), compare_page.Page.to(tmp_path / "page.html"):
         raise KeyboardInterrupt
     assert not os.listdir(tmp_path)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from Miniproject_1.commands.denoise import add_range, pictures_below
-from Miniproject_1.commands.images import (
+from Miniproject_1.commands.support.arguments import add_range, pictures_below
+from Miniproject_1.commands.support.distributed import is_first
+from Miniproject_1.commands.support.images import (
     DEFAULT_MEGAPIXELS,
     OUTLIERS,
     check_size,
@@ -24,7 +25,6 @@ from Miniproject_1.commands.images import (
     read_picture,
     to_255,
 )
-from Miniproject_1.commands.ranks import is_first
 from Miniproject_1.model import out_of_scale
 
 PAIRS_HELP = (

@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = """
 import sys
 import torch
-from Miniproject_1.commands import ranks
-from Miniproject_1.tests.test_commands_ranks import learnt
+from Miniproject_1.commands.support import distributed
+from Miniproject_1.tests.test_commands_distributed import learnt
 
-with ranks.process_group("cpu"):
-    weights, losses = learnt(ranks.SharedTraining)
-    number = ranks.from_first(torch.distributed.get_rank() + 5, "cpu")
+with distributed.process_group("cpu"):
+    weights, losses = learnt(distributed.SharedTraining)
+    number = distributed.from_first(torch.distributed.get_rank() + 5, "cpu")
     torch.save((weights, losses, number), f"{sys.argv[1]}/{torch.distributed.get_rank()}.pth")
 """
 

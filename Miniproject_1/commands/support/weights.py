@@ -6,7 +6,7 @@ import torch
 
 from Miniproject_1.model import Model
 
-FOLDER = Path(__file__).resolve().parents[1]
+FOLDER = Path(__file__).resolve().parents[2]
 SHIPPED = {"photo": FOLDER / "photomodel.pth", "course": FOLDER / "bestmodel.pth"}
 PURPOSES = (
     "photo (photomodel.pth): photographs at their own resolution; course (bestmodel.pth): small images with "
@@ -65,3 +65,11 @@ def predict_colours(model, noisy, space, ensemble=None):
     raise ValueError(
         f"these weights are for {taken} channels, the picture has {channels}; choose others with --weights"
     )
+
+
+def predicted(model, noisy, space, ensemble=None):
+    """`predict_colours`, moved to the CPU. ValueError if not finite, as with weights of NaN."""
+    clean = predict_colours(model, noisy, space, ensemble).cpu()
+    if not clean.isfinite().all():
+        raise ValueError("the prediction holds values that are not finite; are the weights damaged?")
+    return clean

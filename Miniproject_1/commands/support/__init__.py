@@ -1,0 +1,1 @@
+"""What the commands share: pictures in files, pairs of them, weights, progress, plots, pages, several GPUs."""
