@@ -1178,8 +1178,9 @@ class Network(Sequential):
             Sigmoid(),
         )
         self.architecture, self.equivariant = a, a.equivariant
-        for parameter, orbit in zip((parameter for parameter, _ in self.param()), self.orbits(), strict=False):
-            parameter.copy_(symmetrised(parameter, orbit) * math.sqrt(len(orbit)))  # a mean varies less
+        if self.equivariant:
+            for (parameter, _), orbit in zip(self.param(), self.orbits(), strict=True):
+                parameter.copy_(symmetrised(parameter, orbit) * math.sqrt(len(orbit)))  # a mean varies less
 
     def convolutions(self):
         return [block for block in self.leaves() if isinstance(block, Convolution)]
@@ -1447,8 +1448,9 @@ class Training:
         target = channels_last(pad_to_multiple(noisy_b, self.network.multiple))
         loss = self.loss(self.network(self.network.prepared(noisy_a)), target)
         self.network.add_gradients(self.loss.backward())
-        for (_, gradient), orbit in zip(self.network.param(), self.orbits, strict=False):
-            gradient.copy_(symmetrised(gradient, orbit))
+        if self.network.equivariant:
+            for (_, gradient), orbit in zip(self.network.param(), self.orbits, strict=True):
+                gradient.copy_(symmetrised(gradient, orbit))
         self.optimiser.lr = self.recipe.lr * lr_factor
         self.optimiser.step()
         self.steps += 1

@@ -59,6 +59,18 @@ def test_readme_table_is_that_of_the_records():
 
 
 @pytest.mark.parametrize("number", build.REPORTS)
+def test_what_a_model_says_of_itself_is_recorded(number):
+    scores, data, pairs = records.measured()["scores"], records.Trainings(number), max(records.PAIRS)
+    single, ensemble, seconds = (
+        records.mean(data.of("ours", pairs, key=key).values()) for key in ("single", "ensemble", "seconds")
+    )
+    said = " ".join((build.ROOT / f"Miniproject_{number}" / "model.py").read_text(encoding="utf-8").split())
+    passes, averaged = scores[f"passes_{number}"][0], scores[f"ensemble_{number}"]
+    assert f"bestmodel.pth {passes:.2f} dB in a single pass, {averaged:.2f} dB with self-ensemble" in said
+    assert f"{single:.2f} and {ensemble:.2f} dB (three seeds), in {seconds:.0f} s" in said
+
+
+@pytest.mark.parametrize("number", build.REPORTS)
 def test_pages(number):
     name = f"Report_{number}.pdf"
     content = (build.HERE / name).read_bytes()

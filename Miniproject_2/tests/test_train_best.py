@@ -89,7 +89,7 @@ def test_the_rate_rises_and_falls_over_shares_of_the_pairs():
 
 
 def test_a_run_that_diverges_leaves_finite_weights(run, tmp_path):
-    with pytest.raises(SystemExit, match="the loss is nan|the loss is inf"):
+    with pytest.raises(SystemExit, match=r"the loss is (nan|inf)"):
         run("a.pth", 1, "--width", "16", "--deep-width", "24", "--lr", "1e30")
     Model().load(tmp_path / "a.pth")  # of a round before
 
