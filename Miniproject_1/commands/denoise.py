@@ -199,6 +199,32 @@ def choose_range(picture, given, trained):
     return "as in the training of the weights"
 
 
+@dataclass(frozen=True)
+class Told:
+    """What is told of a denoised picture."""
+
+    size: tuple  # height, width
+    kind: str  # type of its values
+    value_range: tuple
+    before: float  # noise, in 1/255 of the range
+    after: float
+    shown: list  # for the page: PNG files of before and after, or nothing
+
+
+def denoise_in_place(picture, model, options, show, progress):
+    """Denoises the pixels of a picture; returns what is told of it."""
+    before, shown = noise_level(picture), []
+    if before < HARDLY_ANY:
+        picture.notes.append(LITTLE_NOISE)
+    if show:
+        shown.append(png_to_show(picture))
+    picture.pixels = denoised(model, picture, options.strength, options.ensemble or None, progress)
+    if show:
+        shown.append(png_to_show(picture))
+    size, kind = picture.pixels.shape[:2], str(picture.pixels.dtype)
+    return Told(size, kind, picture.value_range, before, noise_level(picture), shown)
+
+
 def do(job, model, options, page, progress=None):
     """Denoises the pictures of one file, of which the page shows the first; returns the facts to be printed."""
     began = time.monotonic()
@@ -206,21 +232,12 @@ def do(job, model, options, page, progress=None):
         raise job.error
     check_new(job.target, options.force)
     count, pictures = pictures_of(job, options, model.value_ranges)
-    facts, levels, notes, shown = [], [], {}, []
+    told, notes = [], {}
 
     def results():
         for number, picture in enumerate(pictures):
             part = progress and (lambda done, parts, n=number: progress(n * parts + done, count * parts))
-            before, shows = noise_level(picture), page and not number
-            if before < HARDLY_ANY:
-                picture.notes.append(LITTLE_NOISE)
-            if shows:
-                shown.append(png_to_show(picture))
-            picture.pixels = denoised(model, picture, options.strength, options.ensemble or None, part)
-            if shows:
-                shown.append(png_to_show(picture))
-            facts.append((*picture.pixels.shape[:2], str(picture.pixels.dtype), list(picture.value_range)))
-            levels.append((before, noise_level(picture)))
+            told.append(denoise_in_place(picture, model, options, page and not number, part))
             yield picture
             notes.update(dict.fromkeys(picture.notes))  # writing adds some
 
@@ -229,20 +246,19 @@ def do(job, model, options, page, progress=None):
     else:
         for picture in results():
             write_picture(picture, job.target, overwrite=options.force, quality=options.quality)
+    first = told[0]
     if page:
-        page.add(job.source.name, *shown, *levels[0])
-    height, width, kind, value_range = facts[0]
-    before, after = (sum(part) / count for part in zip(*levels, strict=True))
+        page.add(job.source.name, *first.shown, first.before, first.after)
     return {
         "input": str(job.source),
         "output": str(job.target),
         "pages": count,
-        "width": width,
-        "height": height,
-        "type": kind,
-        "range": value_range,
-        "noise_before": round(before, 2),
-        "noise_after": round(after, 2),
+        "width": first.size[1],
+        "height": first.size[0],
+        "type": first.kind,
+        "range": list(first.value_range),
+        "noise_before": round(sum(one.before for one in told) / count, 2),
+        "noise_after": round(sum(one.after for one in told) / count, 2),
         "seconds": round(time.monotonic() - began, 2),
         "notes": list(notes),
     }
