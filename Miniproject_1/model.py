@@ -1094,10 +1094,8 @@ def warn_of_equal_images(noisy_a, noisy_b):
 def no_gain(share):
     """What to say of a training after which so much of the squared error is left, see `Model.error_left`; or ''.
 
-    RuntimeError if that is no number. Of alike noise, clean images would leave half.
+    Of alike noise, clean images would leave half.
     """
-    if math.isnan(share):
-        raise RuntimeError("the weights are no longer finite: begin with others, and lower the rates of the recipe")
     if share <= NO_GAIN:
         return ""
     return (
@@ -1136,10 +1134,8 @@ def save_atomically(content, path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or error
-        raise type(error)(
-            error.errno, f"cannot write ({reason}); give a folder that exists, with room", str(path)
-        ) from error
+        hint = "; its folder does not exist" if isinstance(error, FileNotFoundError) else ""
+        raise type(error)(error.errno, f"cannot be written: {error.strerror or error}{hint}", str(path)) from error
     except RuntimeError as error:  # torch's error for a full disk
         raise OSError(f"{path} cannot be written; is the disk full? ({error})") from error
     finally:
@@ -1328,7 +1324,8 @@ class Model:
             Its strength varies between images: with "l2" each is weighted by its own noise, half the mean squared
                 difference of its pair. In displaced images, that is not noise: align them first.
 
-        Raises TypeError or ValueError for unsuitable pairs, RuntimeError if a GPU runs out of memory.
+        Raises TypeError or ValueError for unsuitable pairs, RuntimeError if a GPU runs out of memory or if the weights
+        are no longer finite at the end.
         """
         epochs = number_of_epochs(epochs, num_epochs)
         check_pairs(noisy_a, noisy_b, self.in_channels)
@@ -1432,10 +1429,15 @@ class Model:
 
     @in_own_mode
     def error_left(self, noisy_a, noisy_b):
-        """The squared error of single passes against b, as a share of that of a, on up to 64 pairs as for `train`."""
+        """The squared error of single passes against b, as a share of that of a, on up to 64 pairs as for `train`.
+
+        RuntimeError if the predictions are not finite.
+        """
         noisy, other = self._sample(noisy_a), self._sample(noisy_b)
         predicted = self._denoise(noisy, self.every_view()[:1])
         before, after = ((images.clamp(0, 1) - other).square().mean().item() for images in (noisy, predicted))
+        if math.isnan(after):
+            raise RuntimeError("the weights are no longer finite: begin with others, and lower the rates of the recipe")
         return after / before if before else 0.0
 
     def _sample(self, images):

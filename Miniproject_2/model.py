@@ -904,14 +904,14 @@ class Sequential(Module):
 # ------------------------------------------------------------------------------------------------- optimisers
 
 
-def check_rate(name, value):
-    """TypeError or ValueError unless a setting of an optimiser is a finite number of at least 0."""
+def check_setting(name, value, below=math.inf):
+    """TypeError or ValueError unless a setting of an optimiser is a number from 0 to, but not including, `below`."""
     try:
-        possible = 0 <= value < math.inf
+        possible = 0 <= value < below
     except (TypeError, RuntimeError) as error:  # the latter of a tensor of several numbers
         raise TypeError(f"{name} must be a number; got {value!r}") from error
     if not possible:
-        raise ValueError(f"{name} must be finite and at least 0; got {value}")
+        raise ValueError(f"{name} must be at least 0 and below {below:g}; got {value}")
 
 
 class Optimiser:
@@ -921,7 +921,7 @@ class Optimiser:
         self.params = [tuple(entry) if isinstance(entry, list) else entry for entry in params]
         if not self.params or not all(isinstance(entry, tuple) and len(entry) == 2 for entry in self.params):
             raise ValueError("an optimiser takes a non-empty list of (parameter, gradient) pairs: module.param()")
-        check_rate("lr", lr)
+        check_setting("lr", lr)
         self.lr, self.steps = lr, 0
 
     def _zeros(self):
@@ -958,8 +958,9 @@ class SGD(Optimiser):
 
     def __init__(self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
         super().__init__(params, lr)
-        check_rate("momentum", momentum)
-        check_rate("weight_decay", weight_decay)
+        check_setting("momentum", momentum)
+        check_setting("weight_decay", weight_decay)
+        check_setting("dampening", dampening)
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("nesterov needs a momentum > 0 and no dampening")
         self.momentum, self.dampening = momentum, dampening
@@ -987,6 +988,9 @@ class Adam(Optimiser):
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
         super().__init__(params, lr)
+        for beta in betas:
+            check_setting("a beta", beta, below=1)
+        check_setting("eps", eps)
         self.betas, self.eps = betas, eps
         self._means, self._squares = self._zeros(), self._zeros()
 
@@ -1016,6 +1020,8 @@ class Muon(Optimiser):
 
     def __init__(self, params, lr=1e-3, momentum=0.95, vector_lr=0.2):
         super().__init__(params, lr)
+        check_setting("momentum", momentum, below=1)
+        check_setting("vector_lr", vector_lr)
         self.momentum, self.vector_lr = momentum, vector_lr
         vectors = [entry for entry in self.params if entry[0].dim() < 2]
         self._vectors = Adam(vectors, lr, (0.9, 0.95)) if vectors else None
@@ -1553,12 +1559,7 @@ def warn_of_equal_images(noisy_a, noisy_b):
 
 
 def warn_of_no_gain(share):
-    """Warns if so much of the squared error is left, see `Model.error_left`; RuntimeError if that is no number.
-
-    Clean images leave half if noise is alike.
-    """
-    if math.isnan(share):
-        raise RuntimeError("the weights are no longer finite: begin with others, and lower the rates of the recipe")
+    """Warns if so much of the squared error is left, see `Model.error_left`; of alike noise clean images leave half."""
     if share > NO_GAIN:
         warnings.warn(
             f"the training has gained hardly anything: against the other noisy images, predictions have {share:.0%} of "
@@ -1600,10 +1601,8 @@ def save_atomically(content, path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or error
-        raise type(error)(
-            error.errno, f"cannot write ({reason}); give a folder that exists, with room", str(path)
-        ) from error
+        hint = "; its folder does not exist" if isinstance(error, FileNotFoundError) else ""
+        raise type(error)(error.errno, f"cannot be written: {error.strerror or error}{hint}", str(path)) from error
     finally:
         if temporary.parent.is_dir():
             temporary.unlink(missing_ok=True)
@@ -1739,7 +1738,8 @@ class Model:
                 stripes of one direction. For these use `Model(width=100, deep_width=196)`, which is not equivariant.
             Other views of a picture, such as its negative, look natural, too: measured, see `choose_views`.
 
-        Raises TypeError or ValueError for what cannot be learnt from.
+        Raises TypeError or ValueError for what cannot be learnt from, RuntimeError if the weights are no longer finite
+        at the end.
         """
         epochs = number_of_epochs(epochs, num_epochs)
         self._choose_products()
@@ -1837,10 +1837,15 @@ class Model:
         self.chosen_views = [0, *(number for number, error in enumerate(errors, start=1) if error <= limit)]
 
     def error_left(self, noisy_a, noisy_b):
-        """The squared error of single passes against b, as a share of that of a, by up to 64 pairs as for `train`."""
+        """The squared error of single passes against b, as a share of that of a, by up to 64 pairs as for `train`.
+
+        RuntimeError if the predictions are not finite.
+        """
         noisy, other = self._sample(noisy_a), self._sample(noisy_b)
         predicted = self.network.denoised(noisy)
         before, after = ((images.clamp(0, 1) - other).square().mean().item() for images in (noisy, predicted))
+        if math.isnan(after):
+            raise RuntimeError("the weights are no longer finite: begin with others, and lower the rates of the recipe")
         return after / before if before else 0.0
 
     def _sample(self, images):

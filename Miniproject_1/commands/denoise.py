@@ -29,7 +29,9 @@ from Miniproject_1.commands.support.images import (
     ENDINGS,
     TEMPORARY,
     SeveralPages,
+    beside_training,
     check_holds,
+    check_trained_range,
     range_of_pages,
     read_pages,
     read_picture,
@@ -40,7 +42,7 @@ from Miniproject_1.commands.support.noise_level import noise_level
 from Miniproject_1.commands.support.progress import progress_bar
 from Miniproject_1.commands.support.weights import add_weights, load_model, predicted, weights_file
 from Miniproject_1.model import Tiling
-from Miniproject_1.others.data import check_new, check_writable, say_left_out
+from Miniproject_1.others.data import check_new, check_writable, say_left_out, some_path
 
 HARDLY_ANY = 2  # grey values of noise: from pictures with less, weights take detail as well
 LITTLE_NOISE = f"with noise below {HARDLY_ANY} of 255, detail may be lost; --strength 0.5 keeps half of it"
@@ -54,8 +56,10 @@ class Job:
 
 
 def add_arguments(parser):
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="picture, TIFF of several pages, or folder")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="file to write, or folder to write to")
+    parser.add_argument(
+        "inputs", nargs="+", type=some_path, metavar="IN", help="picture, TIFF of several pages, or folder"
+    )
+    parser.add_argument("-o", "--out", type=some_path, required=True, help="file to write, or folder to write to")
     add_weights(parser)
     parser.add_argument("--strength", type=share, default=1.0, help="0: unchanged, 1: fully denoised (default: 1)")
     parser.add_argument(
@@ -63,15 +67,13 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--compare",
-        type=Path,
+        type=some_path,
         metavar="PAGE",
         help="also write a page to compare before and after; of a stack, its first picture",
     )
     parser.add_argument("--force", action="store_true", help="overwrite existing files; never an input")
     beyond = "values up to the range's width beyond them are clipped, farther ones stay as they are"
-    add_range(
-        parser, f"{beyond}. Default: as in the training of weights of your own; else, for each picture by itself: "
-    )
+    add_range(parser, f"{beyond}. Default: that of the weights' training if they know it, else for each picture: ")
     parser.add_argument(
         "--quality",
         type=int,
@@ -182,26 +184,20 @@ def pages_of(path, options, trained):
 
 
 def choose_range(picture, given, trained):
-    """Takes the range that the weights were trained with for pictures of this type, unless one is given.
+    """Takes the range that the weights were trained with for values of this type, unless one is given.
 
-    Returns why it is what it is, in words. ValueError if a whole-number picture exceeds the range of the training.
+    Returns how it relates to that training, in words. ValueError if the picture does not fit into the training's range.
     """
-    known = trained.get(str(picture.pixels.dtype))
-    if known is None:
-        return ""
-    low, high = known
-    if given:
-        return "" if given == known else f"where the weights were trained with {low:g} and {high:g}"
-    most = picture.value_range[1]
-    if picture.pixels.dtype.kind == "u" and most > high:
-        raise ValueError(f"its values need {most:g} as white; the weights were trained with {high:g}: give --range")
-    picture.take_range(known)
-    return "as in the training of the weights"
+    known, own = trained.get(str(picture.pixels.dtype)), picture.value_range
+    if known and not given:
+        check_trained_range(picture.pixels[:, :, : picture.colours], known)
+        picture.take_range(known)
+    return beside_training(picture.value_range, known, own)
 
 
 @dataclass(frozen=True)
-class Told:
-    """What is told of a denoised picture."""
+class Summary:
+    """What is reported about a denoised picture."""
 
     size: tuple  # height, width
     kind: str  # type of its values
@@ -211,8 +207,8 @@ class Told:
     shown: list  # for the page: PNG files of before and after, or nothing
 
 
-def denoise_in_place(picture, model, options, show, progress):
-    """Denoises the pixels of a picture; returns what is told of it."""
+def denoise_and_summarise(picture, model, options, show, progress):
+    """Denoises the pixels of a picture; returns its `Summary`."""
     before, shown = noise_level(picture), []
     if before < HARDLY_ANY:
         picture.notes.append(LITTLE_NOISE)
@@ -222,7 +218,7 @@ def denoise_in_place(picture, model, options, show, progress):
     if show:
         shown.append(png_to_show(picture))
     size, kind = picture.pixels.shape[:2], str(picture.pixels.dtype)
-    return Told(size, kind, picture.value_range, before, noise_level(picture), shown)
+    return Summary(size, kind, picture.value_range, before, noise_level(picture), shown)
 
 
 def do(job, model, options, page, progress=None):
@@ -232,12 +228,12 @@ def do(job, model, options, page, progress=None):
         raise job.error
     check_new(job.target, options.force)
     count, pictures = pictures_of(job, options, model.value_ranges)
-    told, notes = [], {}
+    summaries, notes = [], {}
 
     def results():
         for number, picture in enumerate(pictures):
             part = progress and (lambda done, parts, n=number: progress(n * parts + done, count * parts))
-            told.append(denoise_in_place(picture, model, options, page and not number, part))
+            summaries.append(denoise_and_summarise(picture, model, options, page and not number, part))
             yield picture
             notes.update(dict.fromkeys(picture.notes))  # writing adds some
 
@@ -246,7 +242,7 @@ def do(job, model, options, page, progress=None):
     else:
         for picture in results():
             write_picture(picture, job.target, overwrite=options.force, quality=options.quality)
-    first = told[0]
+    first = summaries[0]
     if page:
         page.add(job.source.name, *first.shown, first.before, first.after)
     return {
@@ -257,8 +253,8 @@ def do(job, model, options, page, progress=None):
         "height": first.size[0],
         "type": first.kind,
         "range": list(first.value_range),
-        "noise_before": round(sum(one.before for one in told) / count, 2),
-        "noise_after": round(sum(one.after for one in told) / count, 2),
+        "noise_before": round(sum(one.before for one in summaries) / count, 2),
+        "noise_after": round(sum(one.after for one in summaries) / count, 2),
         "seconds": round(time.monotonic() - began, 2),
         "notes": list(notes),
     }

@@ -4,7 +4,7 @@
     noise2noise evaluate val_data.pkl --weights course --classics
     noise2noise evaluate noisy/ clean/ --plot psnr.svg --sheet pictures.png
 
-PSNR has the peak 255, the range of the clean pictures' values (see --range); only predictions are clipped to it. Its
+PSNR has the peak 255 at white (see --range, and give the same to compare weights); only predictions are clipped. Its
 mean over images is the grader's; next to it is that of the pooled error. SSIM is scikit-image's with the settings of
 Wang et al. 2004: Gaussian window with sigma 1.5, population covariances, range 255, mean over channels; it needs 11
 pixels a side.
@@ -15,7 +15,6 @@ and clean; of a large one, only the square of 128 pixels with the largest error.
 
 import json
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,7 @@ from Miniproject_1.commands.support.pairs import Scale, add_common_range, add_pa
 from Miniproject_1.commands.support.plots import check_figure, need_figure, save_figure
 from Miniproject_1.commands.support.progress import progress_bar
 from Miniproject_1.commands.support.weights import add_weights, load_model, predicted
+from Miniproject_1.others.data import some_path
 
 SSIM_SETTINGS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
 SSIM_SIDE = 11  # pixels of its window
@@ -38,7 +38,7 @@ SHOWN, SQUARE = 4, 128  # best and worst pictures on a sheet, pixels a side that
 
 def add_arguments(parser):
     add_pairs(parser, "NOISY", "CLEAN")
-    add_common_range(parser, "the clean files")
+    add_common_range(parser, "the clean files", "that of the weights' training if they know it, else ")
     add_weights(parser)
     add_limit(parser)
     parser.add_argument("--ensemble", action="store_true", help="average several predictions")
@@ -49,8 +49,10 @@ def add_arguments(parser):
         help="also scikit-image's non-local means, wavelets and TV; their strength is tuned on each picture with "
         "the clean one (an oracle), which nobody has in practice",
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw PSNR before and after: .png or .svg")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="show the best and the worst pictures: .png or .svg")
+    parser.add_argument("--plot", type=some_path, metavar="FILE", help="draw PSNR before and after: .png or .svg")
+    parser.add_argument(
+        "--sheet", type=some_path, metavar="FILE", help="show the best and the worst pictures: .png or .svg"
+    )
     parser.add_argument(
         "--force", action="store_true", help="overwrite the files of --plot and --sheet; never an input"
     )

@@ -17,7 +17,6 @@ import io
 import json
 import logging
 import warnings
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,7 @@ from Miniproject_1.commands.support.arguments import check_outputs
 from Miniproject_1.commands.support.images import whole_file
 from Miniproject_1.commands.support.weights import PURPOSES, load_model, weights_file
 from Miniproject_1.model import NARROW, SMALLEST, ResidualBlock, Symmetric
-from Miniproject_1.others.data import check_new
+from Miniproject_1.others.data import check_new, some_path
 
 CHECKED = ((1, 4, 5), (2, 37, 50), (3, 96, 129))  # N, H, W of the pictures that both predict
 TOLERANCE = 0.01  # grey values by which they may differ: rounding makes less than a thousandth
@@ -36,7 +35,9 @@ EXAMPLE = (2, 40, 56)  # N, H, W that the network is traced with
 
 def add_arguments(parser):
     parser.add_argument("weights", metavar="photo|course|FILE", help=PURPOSES)
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="name.onnx or name.pt2 to write")
+    parser.add_argument(
+        "-o", "--out", type=some_path, required=True, metavar="FILE", help="name.onnx or name.pt2 to write"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -30,9 +30,9 @@ On several GPUs, each computes part of every batch; the result is the same excep
 
     torchrun --nproc-per-node 2 -m Miniproject_1 train first/ second/ -o mine.pth
 
-WEIGHTS always holds the averaged weights of the last epoch, and the range of the files' values, which `denoise` and
-`evaluate` then use, too. WEIGHTS.checkpoint, removed at the end, holds all that
---resume needs to continue as if uninterrupted, to the last bit on the same machine.
+WEIGHTS always holds the averaged weights of the last epoch and the range of the files' values, which `denoise`,
+`evaluate` and `--start` then use. WEIGHTS.checkpoint, removed at the end, holds all that --resume needs to continue as
+if uninterrupted, to the last bit on the same machine.
 """
 
 import copy
@@ -82,7 +82,7 @@ from Miniproject_1.model import (
     no_gain,
     save_atomically,
 )
-from Miniproject_1.others.data import check_writable, read_checkpoint
+from Miniproject_1.others.data import check_writable, read_checkpoint, some_path
 
 SQUARE = 128  # pixels a side: large pictures are cut into such squares
 HELD_SHARE, HELD_MOST = 20, 128  # one in so many squares is held out, at most so many in all
@@ -94,9 +94,9 @@ APART = 10  # grey values: larger differences count for the loss l0
 
 
 def add_arguments(parser):
-    parser.add_argument("sources", type=Path, nargs="+", metavar="A", help=SOURCES_HELP)
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="WEIGHTS", help="weights file to write")
-    add_common_range(parser)
+    parser.add_argument("sources", type=some_path, nargs="+", metavar="A", help=SOURCES_HELP)
+    parser.add_argument("-o", "--out", type=some_path, required=True, metavar="WEIGHTS", help="weights file to write")
+    add_common_range(parser, first="that of --start if it knows one, else ")
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--epochs", type=int, help="passes over the pairs (default: 1; up to 20 for fresh weights, few pairs)"
@@ -107,8 +107,12 @@ def add_arguments(parser):
     )
     parser.add_argument("--loss", choices=LOSSES, default="l2", help="what is learnt: mean, median or mode; see above")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run of the same command")
-    parser.add_argument("--validate", type=Path, nargs="+", metavar=("NOISY", "CLEAN"), help="also PSNR: " + PAIRS_HELP)
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the curve: .png or .svg; needs matplotlib")
+    parser.add_argument(
+        "--validate", type=some_path, nargs="+", metavar=("NOISY", "CLEAN"), help="also PSNR: " + PAIRS_HELP
+    )
+    parser.add_argument(
+        "--plot", type=some_path, metavar="FILE", help="also draw the curve: .png or .svg; needs matplotlib"
+    )
     parser.add_argument("--seed", type=int, default=0, help="for initial weights and all random draws (default: 0)")
     parser.add_argument("--force", action="store_true", help="overwrite WEIGHTS and its checkpoint; never an input")
     parser.add_argument("--no-inspect", action="store_true", help="do not check the pictures first; refuse none")
@@ -349,9 +353,10 @@ def train(options):
         look = look_at_singles if singles else warn
         look(pairs, options)
     learnt, held, unseen = held_out(squares(pairs), options.seed)
+    value_ranges = dict(scale.used)
     validation = open_validation(options, scale) if options.validate else None  # with the scale that training decided
     session = Session(make_model(options, started, learnt.first.shape[1]), learnt, options.seed)
-    session.model.value_ranges |= scale.used
+    session.model.value_ranges |= value_ranges
     if validation:
         validate(session.model, validation, 1)  # mismatches raise now, not after an epoch
     key = f"{tuple(learnt.first.shape)}, seed {options.seed}, start {options.start}, length {length(options)}"

@@ -17,6 +17,7 @@ learning rate rises and falls once over all the pairs asked for, so choose `--pa
 import argparse
 import functools
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -232,7 +233,7 @@ def draw_round(photos, pairs, number, options):
         draw = functools.partial(noisy_and_mean, draws=options.draws, inputs=options.inputs)
     others = round(options.other_noise * pairs)
     parts = (pairs - others, draw), (others, other_noises_and_mean)
-    drawn = [draw_pairs(photos, number, seed, function) for number, function in parts if number]
+    drawn = [draw_pairs(photos, size, seed, function) for size, function in parts if size]
     return tuple(map(torch.cat, zip(*drawn, strict=True)))
 
 
@@ -292,7 +293,10 @@ FREE = ("photos", "out", "pairs", "validate")  # options that a resumed run may 
 
 def settings_of(options):
     """What a checkpoint says of its run."""
-    return {name: str(value) for name, value in vars(options).items() if name not in FREE}
+    settings = {name: value for name, value in vars(options).items() if name not in FREE}
+    return {
+        name: os.path.realpath(value) if isinstance(value, Path) else str(value) for name, value in settings.items()
+    }
 
 
 def check_loss(loss):
@@ -320,7 +324,9 @@ def resume(training, checkpoint, options):
     ValueError if it is of a run with other options than these, but for FREE.
     """
     state, settings = read_checkpoint(checkpoint), settings_of(options)
-    saved = state.get("settings", {})
+    if "settings" not in state:
+        raise ValueError(f"{checkpoint} is of an older version of this command; give another --out, or remove it")
+    saved = state["settings"]
     if other := [f"{name} {saved.get(name)}" for name in settings if saved.get(name) != settings[name]]:
         raise ValueError(f"{checkpoint} is of a run with {', '.join(other)}; give that, another --out, or remove it")
     try:

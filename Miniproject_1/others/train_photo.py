@@ -70,6 +70,7 @@ class Settings:
     variance_floor: float = 2e-3  # inverse-variance weighting of the patches
     reduced: float = 0.5  # share of the patches that come from reduced photographs
     smallest: float = 0.4  # the smallest factor by which a photograph is reduced
+    flat: float = 0.0  # share of the patches that hold flat colours, which photographs hardly have
     revive: int = 0  # 1: restart dead blocks and hidden units; see `revive` in train_best.py
     seed: int = 0
 
@@ -78,8 +79,9 @@ class Settings:
             raise ValueError(f"patch must be a positive multiple of 16; got {self.patch}")
         if min(self.batch_size, self.steps) < 1:
             raise ValueError(f"batch_size and steps must be at least 1; got {self.batch_size} and {self.steps}")
-        if not 0 <= self.reduced <= 1 or not 0 < self.smallest <= 1:
-            raise ValueError(f"reduced must be in [0, 1] and smallest in (0, 1]; got {self.reduced}, {self.smallest}")
+        if not 0 <= self.reduced <= 1 or not 0 < self.smallest <= 1 or not 0 <= self.flat <= 1:
+            got = f"{self.reduced}, {self.smallest}, {self.flat}"
+            raise ValueError(f"reduced and flat must be in [0, 1], smallest in (0, 1]; got {got}")
 
     def recipe(self):
         return Recipe(
@@ -147,7 +149,18 @@ class Patches:
             photo = (self.reduced if small else self.photos)[number]
             top, left = (int(share * (size - side + 1)) for share, size in zip(place, photo.shape[1:], strict=True))
             patches.append(photo[:, top : top + side, left : left + side])
-        return torch.stack(patches).float() / 255
+        patches = torch.stack(patches).float() / 255
+        if self.settings.flat:
+            for number in (torch.rand(count, generator=generator) < self.settings.flat).nonzero().flatten().tolist():
+                patches[number] = flat_colours(side, generator)
+        return patches
+
+
+def flat_colours(side, generator):
+    """A patch (3, side, side) of one colour, or of up to 8 x 8 of them; a third of their values are 0 or 1."""
+    squares = 2 ** torch.randint(4, (), generator=generator).item()
+    colours = uniform(-0.25, 1.25, (3, squares, squares), generator).clamp(0, 1)
+    return colours.repeat_interleave(side // squares, 1).repeat_interleave(side // squares, 2)
 
 
 # ---------------------------------------------------------------------------------------------- training

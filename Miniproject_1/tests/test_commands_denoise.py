@@ -510,9 +510,10 @@ def test_missing_weights_name_the_others(tmp_path, capsys, monkeypatch):
 def test_an_empty_argument_is_not_the_current_folder(tmp_path, identity, capsys, monkeypatch):
     write(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
-    for given in (["", "-o", "out"], ["a.png", "-o", ""], ["a.png", "-o", "b.png", "--weights", ""]):
-        assert main(["denoise", *given]) == 1
-        assert "an argument is empty" in capsys.readouterr().err
+    for given in (["", "-o", "out"], ["a.png", "-o", ""], ["a.png", "--out="]):
+        with pytest.raises(SystemExit) as error:
+            main(["denoise", *given])
+        assert error.value.code == 2 and "it is empty; name a file or a folder" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["a.png"]
 
 
@@ -640,41 +641,73 @@ def test_ranges_that_differ_between_pictures_are_said(identity, tmp_path, capsys
     assert "--range for all" not in capsys.readouterr().err
 
 
-@pytest.fixture
-def twelve_bits(tmp_path):
-    """Weights of an untrained network whose pictures of 16 bits had 4095 as white."""
+def saved_with(path, ranges):
+    """Weights of an untrained network that know these ranges of their training."""
     model = Model(width=8)
-    model.value_ranges = {"uint16": (0, 4095), "float32": (-1.0, 3.0)}
-    model.save(tmp_path / "twelve.pth")
-    return tmp_path / "twelve.pth"
+    model.value_ranges = ranges
+    model.save(path)
+    return str(path)
 
 
 @pytest.mark.parametrize("pages", [1, 3])
-@pytest.mark.parametrize(("dtype", "expected"), [("uint16", [0, 4095]), ("float32", [-1, 3]), ("uint8", [0, 255])])
+@pytest.mark.parametrize(
+    ("dtype", "lowest", "highest", "trained"),
+    [
+        ("uint16", 0, 200, (0, 4095)),
+        ("uint16", 600, 4900, (600, 5000)),
+        ("float32", 0, 0.9, (-1, 3)),
+        ("uint8", 12, 190, (10, 200)),
+    ],
+)
 def test_pictures_have_the_range_that_the_weights_were_trained_with(
-    tmp_path, twelve_bits, capsys, pages, dtype, expected
+    tmp_path, capsys, pages, dtype, lowest, highest, trained
 ):
     tifffile = pytest.importorskip("tifffile")
-    values = (numpy.random.default_rng(0).random((pages, 40, 50)) * (0.9 if dtype == "float32" else 200)).astype(dtype)
-    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
-    call = ["denoise", f"{tmp_path}/a.tif", "-o", f"{tmp_path}/b.tif", "--weights", str(twelve_bits), "--json"]
+    values = lowest + (highest - lowest) * numpy.random.default_rng(0).random((pages, 40, 50))
+    tifffile.imwrite(tmp_path / "a.tif", values.astype(dtype), photometric="minisblack")
+    weights = saved_with(tmp_path / "own.pth", {dtype: trained})
+    call = ["denoise", f"{tmp_path}/a.tif", "-o", f"{tmp_path}/b.tif", "--weights", weights, "--json"]
     assert main(call) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["range"] == expected
-    assert any("as in the training of the weights" in note for note in facts["notes"]) == (dtype != "uint8")
-    assert main([*call, "--force", "--range", "0", "300"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["range"] == [0, 300]
-    assert any("the weights were trained with" in note for note in facts["notes"]) == (dtype != "uint8")
+    assert tuple(facts["range"]) == trained
+    assert any("as in the training of the weights" in note for note in facts["notes"])
+    assert not any("may do better" in note for note in facts["notes"])
+    for given in (("0", "300"), ("0", "65535"), ("0", "1")):
+        assert main([*call, "--force", "--range", *given]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["range"] == list(map(float, given))
+        said = f"where the weights were trained with {trained[0]} and {trained[1]}"
+        assert any(said in note for note in facts["notes"])
+
+
+def test_the_usual_range_is_not_noted(tmp_path, capsys):
+    source = write(tmp_path / "a.png")
+    weights = saved_with(tmp_path / "own.pth", {"uint8": (0, 255)})
+    assert main(["denoise", str(source), "-o", f"{tmp_path}/b.png", "--weights", weights]) == 0
+    assert "black" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("pages", [1, 2])
-def test_a_picture_beyond_the_range_of_the_training_needs_a_range(tmp_path, twelve_bits, capsys, pages):
+@pytest.mark.parametrize(
+    ("dtype", "lowest", "highest", "trained"), [("uint16", 0, 60_000, (0, 4095)), ("float32", 80, 120, (0, 1))]
+)
+def test_a_picture_beyond_the_range_of_the_training_needs_a_range(
+    tmp_path, capsys, pages, dtype, lowest, highest, trained
+):
     tifffile = pytest.importorskip("tifffile")
-    values = numpy.random.default_rng(0).integers(0, 60_000, (pages, 40, 50), dtype="uint16")
-    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
-    call = ["denoise", f"{tmp_path}/a.tif", "-o", f"{tmp_path}/b.tif", "--weights", str(twelve_bits)]
+    values = lowest + (highest - lowest) * numpy.random.default_rng(0).random((pages, 40, 50))
+    tifffile.imwrite(tmp_path / "a.tif", values.astype(dtype), photometric="minisblack")
+    weights = saved_with(tmp_path / "own.pth", {dtype: trained})
+    call = ["denoise", f"{tmp_path}/a.tif", "-o", f"{tmp_path}/b.tif", "--weights", weights]
     assert main(call) == 1
-    assert "the weights were trained with 4095: give --range" in capsys.readouterr().err
+    assert f"trained with 0 as black and {trained[1]} as white: give --range" in capsys.readouterr().err
     assert not (tmp_path / "b.tif").exists()
-    assert main([*call, "--range", "0", "65535"]) == 0
+    assert main([*call, "--range", str(lowest), str(highest)]) == 0
+
+
+def test_what_a_range_clips_is_said(tmp_path, identity, capsys):
+    source = write(tmp_path / "a.png")
+    call = ["denoise", str(source), "-o", f"{tmp_path}/b.png", "--weights", str(identity), "--force", "--range", "0"]
+    for white, said in ((150, True), (255, False)):
+        assert main([*call, str(white)]) == 0
+        assert ("of the values are beyond black or white and are clipped" in capsys.readouterr().out) == said

@@ -143,15 +143,13 @@ def test_shipped_networks_have_tiles_of_768_pixels(weights):
     assert tiling == project.Tiling(side=768, overlap=128, margin=56)
 
 
-def test_tiles_of_the_original_networks_do_not_show(monkeypatch):
-    image = noisy_versions(smooth_images(1, 700, 40))[0]
-    for network in ("unet", "noise2noise"):
-        model = Model(network, width=8, precision="float32")
-        whole = model.predict(image, False)
-        monkeypatch.setattr(project, "TILE", 64)
-        assert len(project.Tiling.of(model.network).starts(700)) > 1 or network == "noise2noise"
-        torch.testing.assert_close(model.predict(image, False), whole, atol=0.02, rtol=0)
-        monkeypatch.undo()
+@pytest.mark.parametrize("network", ["unet", "noise2noise"])
+def test_tiles_of_the_original_networks_do_not_show(network, monkeypatch):
+    image, model = noisy_versions(smooth_images(1, 1000, 33))[0], Model(network, width=8, precision="float32")
+    tiles = model.predict(image, False)
+    assert len(project.Tiling.of(model.network).starts(1000)) == 2
+    monkeypatch.setattr(project, "TILE", 4096)
+    torch.testing.assert_close(tiles, model.predict(image, False), atol=0.02, rtol=0)
 
 
 def gating_block():
@@ -1062,7 +1060,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
 @pytest.mark.parametrize("place", ["missing/a.pth", "."])
 def test_a_place_that_cannot_be_written_is_named(place, tmp_path):
-    with pytest.raises(OSError, match=r"cannot write .*give a folder that exists") as error:
+    with pytest.raises(OSError, match="cannot be written: ") as error:
         Model(width=8).save(tmp_path / place)
     assert error.value.filename == str((tmp_path / place).resolve()) and not list(tmp_path.iterdir())
 

@@ -155,6 +155,9 @@ def test_checkpoints_that_do_not_fit_are_named(run, tmp_path):
         with pytest.raises(SystemExit, match=rf"a\.pth\.checkpoint is of a run with {named};"):
             run("a.pth", other)
     assert (tmp_path / "a.pth").read_bytes() == before
+    torch.save({"training": {}, "round": 1, "start": 0}, tmp_path / "a.pth.checkpoint")
+    with pytest.raises(SystemExit, match=r"a\.pth\.checkpoint is of an older version"):
+        run("a.pth")
     (tmp_path / "a.pth.checkpoint").write_bytes(b"PK no")
     with pytest.raises(SystemExit, match=r"a\.pth\.checkpoint is not a readable checkpoint"):
         run("a.pth")

@@ -69,6 +69,21 @@ def test_patches_are_cut_from_photos_and_from_reduced_ones(photos):
         assert (every == patch[:, None, None]).all(4).all(3).all(0).any()
 
 
+def test_a_share_of_the_patches_is_flat(photos):
+    files, settings = [photos / "0.png"], dataclasses.replace(TINY, batch_size=200)
+    patches = Patches(files, settings).draw(torch.Generator().manual_seed(0))
+    some = Patches(files, dataclasses.replace(settings, flat=0.3)).draw(torch.Generator().manual_seed(0))
+    flat = (some != patches).flatten(1).any(1)
+    assert 40 <= flat.sum() <= 80
+    squares = some[flat].unfold(2, 4, 4).unfold(3, 4, 4)  # of the smallest size
+    assert (squares.amax((4, 5)) == squares.amin((4, 5))).all()
+    colours = squares[..., 0, 0]
+    assert ((colours == 0) | (colours == 1)).float().mean().item() == pytest.approx(1 / 3, abs=0.05)
+    assert {len(patch.flatten(1).unique(dim=1).T) for patch in colours} >= {1, 4, 16, 64}
+    with pytest.raises(ValueError, match="flat must be in"):
+        dataclasses.replace(TINY, flat=1.5)
+
+
 def test_reduced_photos_have_no_aliases():
     stripes = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(3, 64, 64)
     small = reduced_photo(stripes, 0.5).float()

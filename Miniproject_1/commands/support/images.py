@@ -140,11 +140,14 @@ class Picture:
             self.notes.append(f"outliers, {beyond} of the values, are {where} black and white and stay as they are")
         if self.pixels.dtype == "float32" and note and (share := float((colours == colours.min()).mean())) > NO_DATA:
             self.notes.append(f"{share:.0%} of the values are {colours.min():g}: fill them first if they mean no data")
+        low, high = self.value_range
+        clipped = float(((colours < low) | (colours > high)).mean()) - beyond / colours.size
+        if self.pixels.dtype.kind == "u" and clipped > OUTLIERS:
+            self.notes.append(f"{clipped:.1%} of the values are beyond black or white and are clipped")
         if self.pixels.dtype == "uint8":
             return
-        low, high = self.value_range
         most = float(need_numpy().quantile(sampled(colours), NEARLY_ALL))
-        if low < most < low + DARK * (high - low):
+        if not why and low < most < low + DARK * (high - low):
             better = f"--range {low:g} {float(f'{most:.2g}'):g} may do better"
             self.notes.append(f"{NEARLY_ALL:.0%} of the values are below {most:.4g}, where {high:g} is white; {better}")
 
@@ -302,9 +305,31 @@ def sampled(values, count=2**20):
     return values.reshape(-1)[need_numpy().random.default_rng(0).integers(values.size, size=count)]
 
 
+def check_trained_range(values, value_range):
+    """ValueError if values of a numpy array lie farther than one width beyond the range that weights were trained with.
+
+    Outliers, such as hot pixels, do not count.
+    """
+    low, high = map(float, value_range)
+    if ((values < 2 * low - high) | (values > 2 * high - low)).mean() > OUTLIERS:
+        raise ValueError(
+            f"its values reach from {values.min():g} to {values.max():g}; the weights were trained with {low:g} as "
+            f"black and {high:g} as white: give --range"
+        )
+
+
+def beside_training(taken, trained, own):
+    """How the range taken relates to that of the weights' training, in words; '' where it is as without these."""
+    if trained is None or taken == trained == own:
+        return ""
+    if taken == trained:
+        return "as in the training of the weights"
+    return f"where the weights were trained with {trained[0]:g} and {trained[1]:g}"
+
+
 def range_in_words(value_range, dtype, why=""):
-    """A note that says which values are taken as black and white, and why; empty for the usual range of the type."""
-    if value_range == {"uint8": (0, 255), "uint16": (0, 65535)}.get(str(dtype), (0, 1)):
+    """A note that says which values are taken as black and white, and why; empty for the usual range without reason."""
+    if not why and value_range == {"uint8": (0, 255), "uint16": (0, 65535)}.get(str(dtype), (0, 1)):
         return ""
     because = f", {why}" if why else ""
     return f"{value_range[0]:g} is taken as black, {value_range[1]:g} as white{because}; --range changes that"

@@ -7,7 +7,6 @@ Shapes: N pairs, C channels, H x W pixels. Values are returned in [0, 255], scal
 """
 
 import sys
-from pathlib import Path
 
 import torch
 
@@ -16,7 +15,9 @@ from Miniproject_1.commands.support.distributed import is_first
 from Miniproject_1.commands.support.images import (
     DEFAULT_MEGAPIXELS,
     OUTLIERS,
+    beside_training,
     check_size,
+    check_trained_range,
     default_range,
     hidden_frames,
     need_numpy,
@@ -26,6 +27,7 @@ from Miniproject_1.commands.support.images import (
     to_255,
 )
 from Miniproject_1.model import out_of_scale
+from Miniproject_1.others.data import some_path
 
 PAIRS_HELP = (
     "two pictures, or two folders whose files are paired by name; a .pkl alone, which holds two tensors (N, C, H, W) "
@@ -44,34 +46,31 @@ DRAWS = 4  # pairs of half the size from a single picture: each two neighbours o
 
 
 def add_pairs(parser, first="A", second="B"):
-    parser.add_argument("first", type=Path, metavar=first, help=PAIRS_HELP)
-    parser.add_argument("second", type=Path, metavar=second, nargs="?")
+    parser.add_argument("first", type=some_path, metavar=first, help=PAIRS_HELP)
+    parser.add_argument("second", type=some_path, metavar=second, nargs="?")
 
 
-def add_common_range(parser, files="all files"):
-    add_range(parser, f"default, for {files} together: ")
+def add_common_range(parser, files="all files", first=""):
+    """`first`: which range comes first by default."""
+    add_range(parser, f"default: {first}for {files} together: ")
 
 
 class Scale:
     """The values of black and white, one range for each data type, so that pairs differ only in their noise.
 
     Args:
-        given: (low, high) that the user chose; None: for each type the widest that `decide` gets first.
-        trained: {type: (low, high)} that weights were trained with, for those types unless `given`.
+        given: (low, high) that the user chose; None: for each type that of the training, else what `decide` finds.
+        trained: {type: (low, high)} that weights were trained with.
 
     Attributes:
         used: {type: (low, high)} of the arrays so far.
     """
 
     def __init__(self, given=None, trained=()):
-        self.given, self.ranges, self.used = given, dict(trained), {}
-        if given is None and is_first():
-            for dtype, one in self.ranges.items():
-                if note := range_in_words(one, dtype, "as in the training of the weights"):
-                    print(f"{dtype} values: {note}", file=sys.stderr)
+        self.given, self.trained, self.ranges, self.used = given, dict(trained), {}, {}
 
     def known(self, dtype):
-        return self.given is not None or str(dtype) in self.ranges
+        return self.given is not None or str(dtype) in self.trained or str(dtype) in self.ranges
 
     def decide(self, ranges):
         """Takes (type, range) of some values, for types that are not known yet, and prints unusual ranges."""
@@ -92,12 +91,20 @@ class Scale:
         Beside clean arrays, which set the range (`beside_clean`), noise may reach one width of it beyond white, where
         `to_255` clips it; a few outliers may lie farther.
         """
-        self.used[str(array.dtype)] = found = self._of(array, own, beside_clean)
+        dtype = str(array.dtype)
+        found = self._of(array, own, beside_clean)
+        why = beside_training(found, self.trained.get(dtype), own)
+        if why and dtype not in self.used and is_first():
+            print(f"{dtype} values: {range_in_words(found, dtype, why)}", file=sys.stderr)
+        self.used[dtype] = found
         return found
 
     def _of(self, array, own, beside_clean):
         if self.given is not None:
             return self.given
+        if trained := self.trained.get(str(array.dtype)):
+            check_trained_range(array, trained)
+            return trained
         low, high = self.ranges.get(str(array.dtype), own)
         noise = beside_clean and (array > 2 * high - low).mean() <= OUTLIERS
         if array.dtype == "uint16" and own[1] > high and not noise:
