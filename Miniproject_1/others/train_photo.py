@@ -11,9 +11,11 @@ patches and the noise of a step depend only on the seed and the number of the st
 weights so far. The learning rate rises and falls once over all the steps asked for. If a run is resumed with another
 number of steps, it falls more slowly or faster from there on.
 
-The shipped weights come from five runs on one core, each from the end of the one before, on 1,132 photographs:
+The shipped weights come from six runs, each from the end of the one before, on 1,132 photographs. In the first five,
+on one core, the mixture had --others 8 and qualities of JPEG spread evenly from 50 to 98 (now higher ones are more
+frequent).
 
-    35 minutes with the settings and the mixture as they stand here: the first 800 steps on a schedule of 4,000
+    35 minutes with the settings as they stand here: the first 800 steps on a schedule of 4,000
      5 minutes: --steps 750 --muon-lr 8e-4 --adam-lr 4e-4 --ema-decay 0.995 --seed 1
     75 minutes: --inner-blocks 4 --patch 96 --batch-size 3 --steps 20000 --adam-lr 7e-4 --seed 2
     88 minutes: --inner-blocks 4 --patch 128 --batch-size 3 --steps 32000 --adam-lr 2e-4 --ema-decay 0.999 --seed 4;
@@ -21,11 +23,12 @@ The shipped weights come from five runs on one core, each from the end of the on
    113 minutes: --inner-blocks 4 --patch 128 --batch-size 4 --steps 23500 --muon-lr 1e-3 --adam-lr 2e-4
                 --ema-decay 0.999 --variance-floor 4e-3 --max-level 60 --seed 5 --revive 1; its first 3,000 steps
                 were on a schedule of 30,000 steps and the next 7,500 on one of 26,500
+   111 minutes: --inner-blocks 4 --patch 128 --batch-size 4 --steps 17500 --muon-lr 1.5e-3 --adam-lr 2e-4
+                --ema-decay 0.999 --variance-floor 3e-3 --max-level 60 --camera 0.3 --flat 0.06 --seed 6 --revive 1,
+                partly on two cores; its first 3,250 steps were on a schedule of 26,500, and it had flat patches from
+                step 11,000 on
 
-What they give on CBSD68 and on real pairs is in the README, and is printed by `score_photo.py`. The last run restarted
-288 dead hidden units, whole blocks by fresh weights, too, and gained 0.09, 0.13 and 0.25 dB at levels 15, 25, 50.
-Pictures with hardly any noise lose detail: on ten photographs, 42.1 dB became 42.6 at a level of 2, 48.1 became 44.4 at
-a level of 1.
+What they give on CBSD68 and on real pairs is in the README, and is printed by `score_photo.py`.
 """
 
 import argparse
@@ -37,7 +40,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from Miniproject_1.model import Model, Recipe, Training, lr_factor, read_weights, save_atomically
+from Miniproject_1.model import (
+    D4,
+    Model,
+    Recipe,
+    Symmetric,
+    Training,
+    apply_d4,
+    lr_factor,
+    read_weights,
+    save_atomically,
+)
 from Miniproject_1.others.data import (
     check_writable,
     load_photo,
@@ -61,6 +74,7 @@ class Settings:
     levels: int = 3
     blocks: int = 1
     inner_blocks: int = 2
+    equivariant: int = 1  # 0: free weights, eight times as many, and patches turned at random
     patch: int = 64  # pixels a side, a multiple of 16: whole blocks of JPEG, whole cells of the network
     batch_size: int = 6  # patches a step
     steps: int = 4_800  # over which the rates rise and fall
@@ -153,6 +167,9 @@ class Patches:
         if self.settings.flat:
             for number in (torch.rand(count, generator=generator) < self.settings.flat).nonzero().flatten().tolist():
                 patches[number] = flat_colours(side, generator)
+        if not self.settings.equivariant:
+            numbers = torch.randint(8, (count,), generator=generator).tolist()
+            patches = torch.cat([apply_d4(patches[[place]], D4[number]) for place, number in enumerate(numbers)])
         return patches
 
 
@@ -208,16 +225,33 @@ def make_model(settings, start=None):
     ValueError where the network of the file does not fit into that of the settings.
     """
     sizes = {name: getattr(settings, name) for name in ("width", "levels", "blocks", "inner_blocks")}
+    sizes["equivariant"] = bool(settings.equivariant)
     model = Model(recipe=settings.recipe(), seed=settings.seed, **sizes)
     if start is not None:
         state = read_weights(start)
         try:
+            if state["sizes"].get("equivariant") and not settings.equivariant:
+                state["weights"] = freed(state)
             grow(model.network, state["weights"])
         except RuntimeError as error:
             theirs = state["sizes"]
             raise ValueError(f"{start.name} has a network of {theirs}, not to be grown to {model.sizes}") from error
         model.pairs_seen = state["pairs_seen"]
     return model
+
+
+@torch.no_grad()
+def freed(state):
+    """The weights of an equivariant network as it uses them: those of one without symmetries that does the same."""
+    network = Model(state["network"], **state["sizes"]).network
+    network.load_state_dict(state["weights"])
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, Symmetric)}
+    used = {name: layer.weight_and_bias() for name, layer in layers.items()}
+    return {
+        f"{name}.{part}": value
+        for name, both in used.items()
+        for part, value in zip(("weight", "bias"), both, strict=True)
+    }
 
 
 def train(patches, settings, mixture, out, *, start=None, every=250, limit=None):

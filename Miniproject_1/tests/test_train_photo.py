@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from Miniproject_1.model import Model
+from Miniproject_1.model import D4, Model, apply_d4
 from Miniproject_1.others import train_photo
 from Miniproject_1.others.data import load_photo, psnr, render_scene
 from Miniproject_1.others.photo_noise import Mixture
@@ -82,6 +82,31 @@ def test_a_share_of_the_patches_is_flat(photos):
     assert {len(patch.flatten(1).unique(dim=1).T) for patch in colours} >= {1, 4, 16, 64}
     with pytest.raises(ValueError, match="flat must be in"):
         dataclasses.replace(TINY, flat=1.5)
+
+
+def test_patches_for_free_weights_are_turned(photos):
+    files, settings = [photos / "0.png"], dataclasses.replace(TINY, batch_size=64)
+    straight = Patches(files, settings).draw(torch.Generator().manual_seed(0))
+    turned = Patches(files, dataclasses.replace(settings, equivariant=0)).draw(torch.Generator().manual_seed(0))
+    found = [
+        {number for number, element in enumerate(D4) if torch.equal(apply_d4(one[None], element)[0], other)}
+        for one, other in zip(straight, turned, strict=True)
+    ]
+    assert all(found) and set.union(*found) == set(range(8))
+
+
+def test_free_weights_begin_as_the_equivariant_ones_that_do_the_same(photos, tmp_path):
+    model = Model(width=8, inner_blocks=1, precision="float32")
+    torch.nn.init.normal_(model.network.last.weight, std=0.1)
+    model.save(tmp_path / "start.pth")
+    settings = dataclasses.replace(TINY, equivariant=0)
+    free = train_photo.make_model(settings, tmp_path / "start.pth")
+    free.precision, image = "float32", render_scene(5, side=48)[None]
+    torch.testing.assert_close(free.predict(image, False), model.predict(image, False))
+    assert not free.network.equivariant and free.sizes == model.sizes | {"equivariant": False}
+    with torch.no_grad():
+        free.network.inner[0].first.weight[0, 0, 0, 0] += 1  # free: nothing else changes with it
+    assert not torch.allclose(free.predict(image, False), model.predict(image, False))
 
 
 def test_reduced_photos_have_no_aliases():
