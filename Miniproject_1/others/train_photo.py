@@ -23,9 +23,10 @@ mixture of --others 8 and qualities of JPEG spread evenly from 50 to 98 (higher 
                 --ema-decay 0.999 --variance-floor 4e-3 --max-level 60 --seed 5 --revive 1; its first 3,000 steps
                 were on a schedule of 30,000 steps and the next 7,500 on one of 26,500
 
-What they give on CBSD68 and on real pairs is in the README, and is printed by `score_photo.py`. Two runs from there gained
-nothing: 17,500 steps with the mixture as it stands here, --muon-lr 1.5e-3, --camera 0.3 and later --flat 0.06 (CBSD68
-33.59, 30.86, 27.41 dB; real pairs 38.19), and from there 6,800 steps with --equivariant 0 (33.54, 30.80, 27.33; 38.16).
+What they give on CBSD68 and on real pairs is in the README, and is printed by `score_photo.py`. Two runs from there
+gained nothing: 17,500 steps with the mixture as it stands here, --muon-lr 1.5e-3, --camera 0.3 and later --flat 0.06
+(CBSD68 33.59, 30.86, 27.41 dB; real pairs 38.19), and on from these 6,800 steps with --equivariant 0 (33.54, 30.80,
+27.33; 38.16).
 """
 
 import argparse
