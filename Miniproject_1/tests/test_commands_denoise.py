@@ -649,6 +649,15 @@ def saved_with(path, ranges):
     return str(path)
 
 
+def call_on_tiff(folder, pages, dtype, lowest, highest, trained):
+    """A call that denoises a TIFF of random values, by weights that know a range of their training."""
+    tifffile = pytest.importorskip("tifffile")
+    values = lowest + (highest - lowest) * numpy.random.default_rng(0).random((pages, 40, 50))
+    tifffile.imwrite(folder / "a.tif", values.astype(dtype), photometric="minisblack")
+    weights = saved_with(folder / "own.pth", {dtype: trained})
+    return ["denoise", f"{folder}/a.tif", "-o", f"{folder}/b.tif", "--weights", weights]
+
+
 @pytest.mark.parametrize("pages", [1, 3])
 @pytest.mark.parametrize(
     ("dtype", "lowest", "highest", "trained"),
@@ -662,11 +671,7 @@ def saved_with(path, ranges):
 def test_pictures_have_the_range_that_the_weights_were_trained_with(
     tmp_path, capsys, pages, dtype, lowest, highest, trained
 ):
-    tifffile = pytest.importorskip("tifffile")
-    values = lowest + (highest - lowest) * numpy.random.default_rng(0).random((pages, 40, 50))
-    tifffile.imwrite(tmp_path / "a.tif", values.astype(dtype), photometric="minisblack")
-    weights = saved_with(tmp_path / "own.pth", {dtype: trained})
-    call = ["denoise", f"{tmp_path}/a.tif", "-o", f"{tmp_path}/b.tif", "--weights", weights, "--json"]
+    call = [*call_on_tiff(tmp_path, pages, dtype, lowest, highest, trained), "--json"]
     assert main(call) == 0
     facts = json.loads(capsys.readouterr().out)
     assert tuple(facts["range"]) == trained
@@ -694,11 +699,7 @@ def test_the_usual_range_is_not_noted(tmp_path, capsys):
 def test_a_picture_beyond_the_range_of_the_training_needs_a_range(
     tmp_path, capsys, pages, dtype, lowest, highest, trained
 ):
-    tifffile = pytest.importorskip("tifffile")
-    values = lowest + (highest - lowest) * numpy.random.default_rng(0).random((pages, 40, 50))
-    tifffile.imwrite(tmp_path / "a.tif", values.astype(dtype), photometric="minisblack")
-    weights = saved_with(tmp_path / "own.pth", {dtype: trained})
-    call = ["denoise", f"{tmp_path}/a.tif", "-o", f"{tmp_path}/b.tif", "--weights", weights]
+    call = call_on_tiff(tmp_path, pages, dtype, lowest, highest, trained)
     assert main(call) == 1
     assert f"trained with 0 as black and {trained[1]} as white: give --range" in capsys.readouterr().err
     assert not (tmp_path / "b.tif").exists()
