@@ -18,11 +18,13 @@ from typing import NamedTuple
 
 from Miniproject_1.others.data import some_path
 from Miniproject_1.others.experiments import grid
+from Miniproject_2.others.experiments import NETWORKS, RATES
 from report import records
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
 ONE, BOTH, UNET, NOISE2NOISE = records.ONE, records.BOTH, records.UNET, records.NOISE2NOISE
+BEST = "the original's U-Net, Adam 1e-3, batch 4", "the original's Noise2Noise network, Adam 1e-3, batch 4"  # of "grid"
 
 
 class Job(NamedTuple):
@@ -43,18 +45,19 @@ JOBS = {
     "few pairs of project 2": Job(2, records.FEW, (BOTH, records.AGAIN)),
     "grid": Job(1, (7_800,), (*grid("U-Net", "unet"), *grid("Noise2Noise network", "noise2noise"))),
     "original's choices": Job(1, (7_800,), (UNET, *records.CHOICES)),
-    "original": Job(1, (50_000,), (UNET, NOISE2NOISE), epochs=(3,)),
+    "original": Job(1, (50_000,), (UNET, NOISE2NOISE, *BEST), epochs=(3,), seeds=(0,)),
     "ablations": Job(1, (7_800,)),
     "targets": Job(1, (7_800, 50_000), (ONE, "means of 3 noisy targets", "means of 15 noisy targets", "clean targets")),
     "pairs": Job(1, (1_000, 2_000, 4_000, 7_800, 15_600, 50_000), (BOTH, ONE, "clean targets")),
     "fixed pairs": Job(1, (50_000,), ("ours", ONE), epochs=(1, 2, 4, 8)),
-    "optimisers": Job(2, (7_800,)),
-    "networks of project 2": Job(2, (50_000,), (ONE, "kernel 6", "64 / 128 channels", "nearest upsampling, kernel 3")),
+    "optimisers": Job(2, (7_800,), tuple(RATES), seeds=(0, 1)),
+    "networks of project 2": Job(2, (50_000,), (ONE, *NETWORKS), seeds=(0, 1)),
 }
 
 
 def paper_command(photos, names):
     paper = ["Miniproject_1.others.paper_noises", str(photos), "--names", str(names), "--pairs", "8000"]
+    paper += ["--seeds", *map(str, SEEDS)]
     return [sys.executable, "-m", *paper, "--out", str(records.RESULTS / "paper.jsonl")]
 
 

@@ -23,36 +23,35 @@ class Variant:
     recipe: dict = field(default_factory=dict)
 
 
-def sgd(lr):
-    return Variant(recipe={"optimiser": "sgd", "lr": lr, "momentum": 0.9})
-
-
-def adam(lr):
-    return Variant(recipe={"optimiser": "adam", "lr": lr})
-
-
+OPTIMISERS = {  # recipe, and learning rates in steps of two, so that the best is none of the two ends
+    "SGD": ({"optimiser": "sgd", "momentum": 0.0}, (1, 2, 4, 8, 16)),
+    "momentum": ({"optimiser": "sgd", "momentum": 0.9}, (0.25, 0.5, 1, 2, 4)),
+    "Adam": ({"optimiser": "adam"}, (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
+    "Muon": ({}, (3.75e-3, 7.5e-3, 1.5e-2, 3e-2, 6e-2)),
+}
+RATES = {
+    f"{name} {lr:g}": Variant(recipe=recipe | {"lr": float(lr)})
+    for name, (recipe, rates) in OPTIMISERS.items()
+    for lr in rates
+}
+NETWORKS = {
+    "kernel 2": Variant({"kernel": 2}),
+    "kernel 6": Variant({"kernel": 6}),
+    "nearest upsampling, kernel 3": Variant({"upsampling": "nearest", "up_kernel": 3}),
+    "64 / 128 channels": Variant({"width": 64, "deep_width": 128}),
+    "128 / 256 channels": Variant({"width": 128, "deep_width": 256}),
+}
 VARIANTS = {  # all but ours in float32
     "ours": Variant({"precision": None}, {"both_directions": None}),
     experiments.BOTH: Variant(recipe={"both_directions": None}),
     experiments.ONE: Variant(),
-    "SGD 0.5, momentum 0.9": sgd(0.5),
-    "SGD 1, momentum 0.9": sgd(1.0),
-    "SGD 2, momentum 0.9": sgd(2.0),
-    "Adam 1e-3": adam(1e-3),
-    "Adam 2e-3": adam(2e-3),
-    "Adam 4e-3": adam(4e-3),
-    "Muon 7e-3": Variant(recipe={"lr": 7e-3}),
-    "Muon 3e-2": Variant(recipe={"lr": 3e-2}),
+    **RATES,
     "no pixel swap": Variant(recipe={"swap_pixels": False}),
     "no averaging": Variant(recipe={"ema_share": 0.0}),
     "few pairs over again": Variant(recipe={"both_directions": None, "min_pairs": Recipe.min_pairs}),
-    "kernel 2": Variant({"kernel": 2}),
-    "kernel 6": Variant({"kernel": 6}),
+    **NETWORKS,
     "upsampling kernel 2": Variant({"up_kernel": 2}),
     "upsampling kernel 6": Variant({"up_kernel": 6}),
-    "nearest upsampling, kernel 3": Variant({"upsampling": "nearest", "up_kernel": 3}),
-    "64 / 128 channels": Variant({"width": 64, "deep_width": 128}),
-    "128 / 256 channels": Variant({"width": 128, "deep_width": 256}),
     "100 / 196 channels, not equivariant": Variant({"width": 100, "deep_width": 196}),
     "batch 8": Variant(recipe={"batch_size": 8}),
     "batch 32": Variant(recipe={"batch_size": 32}),
