@@ -381,15 +381,20 @@ class ResidualUNet(Stage):
     If `equivariant`, the output transforms with the input, for all eight symmetries of the square: an eighth of the
     free weights needs fewer pairs, and one pass gives what the average over the eight would. Gates (see
     `ResidualBlock`) gain 0.05 dB in long trainings against means of noisy targets, nothing in one epoch of noisy ones.
+    `predict` mirrors `border` pixels around the edges of an image first, for weights that know edges too little.
     """
 
     predicts_noise = True
 
-    def __init__(self, in_channels=3, width=32, blocks=1, inner_blocks=2, equivariant=True, gates=False, levels=2):
+    def __init__(
+        self, in_channels=3, width=32, blocks=1, inner_blocks=2, equivariant=True, gates=False, levels=2, border=0
+    ):
         if equivariant and width % 8:
             raise ValueError(f"width must be a multiple of 8, one feature for each symmetry; got {width}")
         if levels < 2:
             raise ValueError(f"levels must be at least 2; got {levels}")
+        if border < 0 or border % 2 ** (levels - 1) or (gates and border % CELL):
+            raise ValueError(f"border must be a multiple of {CELL if gates else 2 ** (levels - 1)}; got {border}")
         first = conv(in_channels, width)
         super().__init__(width, levels, blocks, inner_blocks, CELL if gates else None)
         self.first = first
@@ -397,6 +402,7 @@ class ResidualUNet(Stage):
         self.last = zero_initialised(conv(width, in_channels))  # untrained, the network returns its input
         self.reach += 2  # pixels: no output depends on an input farther away, but for the gates
         self.multiple = 2 ** (levels - 1)  # H and W must be multiples of this
+        self.border = border
         self.equivariant = False
         if equivariant:
             make_equivariant(self)
@@ -417,7 +423,7 @@ class DoubleConv(nn.Sequential):
 class UNet(nn.Module):
     """The original U-Net: double convolutions, average pooling, transposed convolutions, concatenated skips."""
 
-    multiple, reach, equivariant, predicts_noise = 4, 23, False, False
+    multiple, reach, border, equivariant, predicts_noise = 4, 23, 0, False, False
 
     def __init__(self, in_channels=3, width=32):
         super().__init__()
@@ -447,7 +453,7 @@ class Noise2NoiseNet(nn.Module):
     """The original's second network, after figure 4 of the Noise2Noise paper's appendix: one convolution a level down
     to 1/32, nearest upsampling, concatenated skips, the last of them the noisy image itself."""
 
-    multiple, reach, equivariant, predicts_noise = 32, 158, False, False
+    multiple, reach, border, equivariant, predicts_noise = 32, 158, 0, False, False
 
     def __init__(self, in_channels=3, width=48, slope=0.1):
         super().__init__()
@@ -506,8 +512,13 @@ def mirrored(size, multiple):
     padded = max(size, SMALLEST)
     padded += -padded % multiple
     before = (padded - size) // 2 if size < SMALLEST else 0  # tiles and whole images keep the same grid
-    index = (torch.arange(padded, device="cpu") - before) % (2 * size)
-    return size, before, torch.minimum(index, 2 * size - 1 - index)
+    return size, before, sources(-before, padded - before, size)
+
+
+def sources(start, end, size):
+    """The pixels of an axis that a mirrored one shows at the places from `start` to `end`: ..., 1, 0, 0, 1, ..."""
+    index = torch.arange(start, end, device="cpu") % (2 * size)
+    return torch.minimum(index, 2 * size - 1 - index)
 
 
 # ---------------------------------------------------------------------------------------------- optimiser
@@ -1390,8 +1401,8 @@ class Model:
             ensemble = max(height, width) <= ENSEMBLE_SIDE
         views = self.views() if ensemble else [(D4[0], False, False)]
         pixels = CHUNK if self.device.type == "cpu" else GPU_CHUNK
-        side = Tiling.of(self.network).side
-        chunk = max(1, pixels // (min(height, side) * min(width, side)))
+        side, borders = Tiling.of(self.network).side, 2 * self.network.border
+        chunk = max(1, pixels // (min(height + borders, side) * min(width + borders, side)))
         return torch.cat([self._predict_tiles(part, views) for part in images.split(chunk)])
 
     def views(self):
@@ -1448,16 +1459,21 @@ class Model:
 
     def _predict_tiles(self, images, views):
         """Predicts (B, C, H, W) tile by tile and blends the tiles; only one at a time is on the device."""
-        height, width = images.shape[2:]
+        border = self.network.border
+        rows, columns = (sources(-border, size + border, size).to(images.device) for size in images.shape[2:])
+        height, width = len(rows), len(columns)
         tiling = Tiling.of(self.network)
-        result = torch.zeros(images.shape, dtype=torch.float32, device=images.device)
+        result = torch.zeros(*images.shape[:2], height, width, dtype=torch.float32, device=images.device)
         for top in tiling.starts(height):
             for left in tiling.starts(width):
-                tile = (..., slice(top, top + tiling.side), slice(left, left + tiling.side))
-                noisy = (to_device(images[tile], self.device).float() / 255).clamp(-1, 2)
+                down, right = slice(top, top + tiling.side), slice(left, left + tiling.side)
+                tile = images.index_select(2, rows[down]).index_select(3, columns[right])
+                noisy = (to_device(tile, self.device).float() / 255).clamp(-1, 2)
                 weights = tiling.weights(top, height)[:, None] * tiling.weights(left, width)
-                result[tile] += (self._denoise(noisy, views) * weights.to(self.device)).to(images.device)
-        return (result * 255).clamp(0, 255)
+                predicted = self._denoise(noisy, views) * weights.to(self.device)
+                result[:, :, down, right] += predicted.to(images.device)
+        inside = result[:, :, border : height - border, border : width - border]
+        return (inside * 255).clamp(0, 255)
 
     def _denoise(self, images, views):
         """(B, C, H, W) in [0, 1] through the network, as the mean over several views."""

@@ -50,22 +50,31 @@ class Exported(nn.Module):
 
     def __init__(self, network):
         super().__init__()
-        self.network, self.multiple = plain(network), network.multiple
+        self.network, self.multiple, self.border = plain(network), network.multiple, network.border
 
     def forward(self, images):  # (N, C, H, W) in [0, 255]
-        (rows, own_rows), (columns, own_columns) = (mirrored(size, self.multiple) for size in images.shape[2:])
+        (rows, own_rows), (columns, own_columns) = (
+            mirrored(size, self.multiple, self.border) for size in images.shape[2:]
+        )
         result = self.network((images / 255).index_select(2, rows).index_select(3, columns))
         return (result.index_select(2, own_rows).index_select(3, own_columns) * 255).clamp(0, 255)
 
 
-def mirrored(size, multiple):
+def mirrored(size, multiple, border):
     """`model.mirrored` for a symbolic size: source indices of the padded axis, and places of the original pixels."""
-    padded = (torch.sym_max(size, SMALLEST) + multiple - 1) // multiple * multiple
-    small = torch.sym_min(torch.sym_max(SMALLEST - size, 0), 1)  # 1 for a size below SMALLEST, else 0
-    before = small * ((padded - size) // 2)
+    bordered = size + 2 * border
+    padded = (torch.sym_max(bordered, SMALLEST) + multiple - 1) // multiple * multiple
+    small = torch.sym_min(torch.sym_max(SMALLEST - bordered, 0), 1)  # 1 for a size below SMALLEST, else 0
+    before = border + small * ((padded - bordered) // 2)
+    index = sources(torch.arange(padded) - (before - border), bordered)
+    return sources(index - border, size), torch.arange(size) + before
+
+
+def sources(places, size):
+    """`model.sources` of places, for a symbolic size."""
     period = 2 * torch.ones(size, dtype=torch.int64).sum()  # as a tensor: ONNX has no remainder by a symbol
-    index = (torch.arange(padded) - before) % period
-    return torch.minimum(index, period - 1 - index), torch.arange(size) + before
+    index = places % period
+    return torch.minimum(index, period - 1 - index)
 
 
 class GatedBlock(nn.Module):

@@ -72,6 +72,7 @@ class Settings:
     levels: int = 3
     blocks: int = 1
     inner_blocks: int = 2
+    border: int = 16  # pixels mirrored around a picture, a size of ResidualUNet: flat colours shift less at its edges
     equivariant: int = 1  # 0: free weights, eight times as many, and patches turned at random
     patch: int = 64  # pixels a side, a multiple of 16: whole blocks of JPEG, whole cells of the network
     batch_size: int = 6  # patches a step
@@ -222,7 +223,7 @@ def make_model(settings, start=None):
 
     ValueError where the network of the file does not fit into that of the settings.
     """
-    sizes = {name: getattr(settings, name) for name in ("width", "levels", "blocks", "inner_blocks")}
+    sizes = {name: getattr(settings, name) for name in ("width", "levels", "blocks", "inner_blocks", "border")}
     sizes["equivariant"] = bool(settings.equivariant)
     model = Model(recipe=settings.recipe(), seed=settings.seed, **sizes)
     if start is not None:

@@ -13,9 +13,9 @@ from Miniproject_1.model import Model
 
 @pytest.fixture
 def model(tmp_path, request):
-    """A network of random weights, also in `tmp_path / "mine.pth"`: three levels, two channels, perhaps gates."""
-    gates = getattr(request, "param", False)
-    model = Model(in_channels=2, width=8, levels=3, gates=gates, device="cpu", precision="float32")
+    """A network of random weights, also in `tmp_path / "mine.pth"`: three levels, two channels, what a test adds."""
+    sizes = getattr(request, "param", {})
+    model = Model(in_channels=2, width=8, levels=3, **sizes, device="cpu", precision="float32")
     with torch.no_grad():
         model.network.last.weight.normal_(0, 0.1)
         for name, weight in model.network.named_parameters():
@@ -32,7 +32,7 @@ def call(tmp_path, model):
     )
 
 
-@pytest.mark.parametrize("model", [False, True], indirect=True, ids=["plain", "gates"])
+@pytest.mark.parametrize("model", [{}, {"gates": True}, {"border": 8}], indirect=True, ids=["plain", "gates", "border"])
 @pytest.mark.parametrize("name", ["mine.onnx", "mine.pt2"])
 def test_exported_networks_predict_as_ours(model, call, tmp_path, capsys, name):
     if name.endswith("onnx"):

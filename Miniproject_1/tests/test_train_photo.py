@@ -96,7 +96,7 @@ def test_patches_for_free_weights_are_turned(photos):
 
 
 def test_free_weights_begin_as_the_equivariant_ones_that_do_the_same(photos, tmp_path):
-    model = Model(width=8, inner_blocks=1, precision="float32")
+    model = Model(width=8, inner_blocks=1, border=TINY.border, precision="float32")
     torch.nn.init.normal_(model.network.last.weight, std=0.1)
     model.save(tmp_path / "start.pth")
     settings = dataclasses.replace(TINY, equivariant=0)
