@@ -790,15 +790,22 @@ def write_json(path, about, table, only_try=False):
             temporary.unlink()
 
 
+def some_path(text):
+    """A path; "", as of an unset variable, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; name a file or a folder")
+    return Path(text)
+
+
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])  # python -OO drops docstrings
     add = parser.add_argument
-    add("-p", "--project-path", type=Path, default=HERE, help="folder with Miniproject_1/ and Miniproject_2/")
-    add("-d", "--data-path", type=Path, help="folder with train_data.pkl and val_data.pkl, or one of them")
+    add("-p", "--project-path", type=some_path, default=HERE, help="folder with Miniproject_1/ and Miniproject_2/")
+    add("-d", "--data-path", type=some_path, help="folder with train_data.pkl and val_data.pkl, or one of them")
     add("--project", type=int, choices=(1, 2), help="grade only this one")
     add("--pairs", type=int, metavar="N", help="train on the first N pairs only")
     add("--full", action="store_true", help="all of the default data (with -d, all is used anyway)")
-    add("--json", type=Path, metavar="FILE", help="write the table to this file, too")
+    add("--json", type=some_path, metavar="FILE", help="write the table to this file, too")
     add("--timeout", type=float, metavar="SECONDS", help="limit of every step, instead of the criteria's")
     options = parser.parse_args(arguments)
     if not options.project_path.is_dir():

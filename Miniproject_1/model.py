@@ -25,6 +25,7 @@ al., "Seven ways to improve example-based single image super resolution", CVPR 2
 """
 
 import contextlib
+import errno
 import functools
 import inspect
 import math
@@ -33,6 +34,7 @@ import os
 import secrets
 import threading
 import warnings
+import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -1137,6 +1139,8 @@ def save_atomically(content, path):
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "it is a device or a pipe, not a file")
         with open(temporary, "xb") as file:
             if os.name == "posix" and path.exists():
                 os.chmod(temporary, path.stat().st_mode & 0o777)
@@ -1150,8 +1154,8 @@ def save_atomically(content, path):
     except RuntimeError as error:  # torch's error for a full disk
         raise OSError(f"{path} cannot be written; is the disk full? ({error})") from error
     finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def check_finite(weights):
@@ -1160,14 +1164,24 @@ def check_finite(weights):
         raise ValueError("the weights are not finite; begin with others, and train with lower rates")
 
 
+def check_archive(path):
+    """zipfile.BadZipFile if a checksum in a file of `torch.save` is wrong: `torch.load` does not look at them."""
+    if zipfile.is_zipfile(path):  # files of old versions are none
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.CRC:  # 0: the checksums were turned off
+                    archive.read(entry)
+
+
 def read_weights(path):
     """The checked content of a weights file. FileNotFoundError or ValueError if there is no valid one."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {str(path)!r}; train a model and write one with model.save(path)")
     try:
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (MemoryError, torch.OutOfMemoryError):
+    except (PermissionError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # damaged files make torch.load raise half a dozen kinds
         raise ValueError(f"{path.name} is not a readable weights file: it is damaged, or of another kind") from error

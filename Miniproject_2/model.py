@@ -30,6 +30,8 @@ kellerjordan.github.io/posts/muon); Adam (Kingma & Ba 2015, arXiv:1412.6980); de
 torch.nn (He et al. 2015, arXiv:1502.01852, a = sqrt 5); equivariance (Cohen & Welling, ICML 2016).
 """
 
+import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -110,8 +112,8 @@ class Recipe:
             object.__setattr__(self, "lr", RATES[self.optimiser])
         for name, least in (("batch_size", 1), ("min_batch_size", 1), ("min_steps", 1), ("min_pairs", 0)):
             whole_number(getattr(self, name), name, least)
-        if not self.lr >= 0 or not 0 <= self.ema_share <= 1:
-            raise ValueError(f"Recipe needs an lr >= 0 and an ema_share in [0, 1]; got {self}")
+        if not 0 <= self.lr < math.inf or not 0 <= self.ema_share <= 1:
+            raise ValueError(f"Recipe needs a finite lr >= 0 and an ema_share in [0, 1]; got {self}")
 
     def resolved(self, noise):
         """The recipe, its open choices (None) settled by a `PairNoise` of pairs."""
@@ -556,8 +558,9 @@ class Module:
 class Convolution(Module):
     """What Conv2d and TransposeConv2d share: the parameters, their gradients and their initialisation.
 
-    `weight` and `bias` may be copied into or assigned. Assigning copies the values, so existing optimisers keep
-    working; if it changes the dtype or the device, make new ones. `weight_grad` and `bias_grad` are the gradients.
+    `weight` and `bias` may be copied into or assigned, and so may their gradients, `weight_grad` and `bias_grad`.
+    Assigning copies the values, so existing optimisers keep working; if it changes the dtype or the device of a
+    parameter, make new ones.
     Both also take `generator`, see `reset_parameters`; `device` and `dtype`, by default torch's; and `padding_mode`,
     which must be "zeros".
 
@@ -575,8 +578,8 @@ class Convolution(Module):
         self.padding = self.window.padding[::2]  # above, left
         self._weight = lasting_empty(weight_shape, device, dtype)
         self._bias = lasting_empty((outputs,), device, dtype) if bias else None
-        self.weight_grad = lasting_empty(weight_shape, device, dtype).zero_()
-        self.bias_grad = lasting_empty((outputs,), device, dtype).zero_() if bias else None
+        self._weight_grad = lasting_empty(weight_shape, device, dtype).zero_()
+        self._bias_grad = lasting_empty((outputs,), device, dtype).zero_() if bias else None
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator=None):
@@ -599,7 +602,7 @@ class Convolution(Module):
 
     @weight.setter
     def weight(self, value):
-        assign(self._weight, self.weight_grad, value, "weight")
+        assign(self._weight, self._weight_grad, value, "weight")
 
     @property
     def bias(self):
@@ -607,13 +610,36 @@ class Convolution(Module):
 
     @bias.setter
     def bias(self, value):
+        self.check_bias(value)
+        if value is not None:
+            assign(self._bias, self._bias_grad, value, "bias")
+
+    @property
+    def weight_grad(self):
+        return self._weight_grad
+
+    @weight_grad.setter
+    def weight_grad(self, value):
+        check_assigned(self._weight_grad, value, "weight_grad")
+        self._weight_grad.copy_(value)
+
+    @property
+    def bias_grad(self):
+        return self._bias_grad
+
+    @bias_grad.setter
+    def bias_grad(self, value):
+        self.check_bias(value)
+        if value is not None:
+            check_assigned(self._bias_grad, value, "bias_grad")
+            self._bias_grad.copy_(value)
+
+    def check_bias(self, value):
         if (self._bias is None) != (value is None):
             raise ValueError(f"this block was made with bias={self._bias is not None}: make a new one to change that")
-        if value is not None:
-            assign(self._bias, self.bias_grad, value, "bias")
 
     def param(self):
-        pairs = [(self._weight, self.weight_grad), (self._bias, self.bias_grad)]
+        pairs = [(self._weight, self._weight_grad), (self._bias, self._bias_grad)]
         return pairs if self._bias is not None else pairs[:1]
 
     def sums(self, x):
@@ -626,19 +652,24 @@ class Convolution(Module):
     def accumulate(self, unfolded, maps, gradwrtoutput):
         """Adds the gradient of the weight, P^T map, and of the bias to those of the parameters."""
         gradient = self.sums(unfolded.image).weight_gradient(unfolded, maps)
-        self.weight_grad.add_(gradient.to(self.weight_grad.dtype))
+        self._weight_grad.add_(gradient.to(self._weight_grad.dtype))
         if self._bias is not None:
-            self.bias_grad.add_(gradwrtoutput.sum((0, 2, 3)))
+            self._bias_grad.add_(gradwrtoutput.sum((0, 2, 3)))
 
 
 def assign(parameter, gradient, value, name):
     """Give `parameter` the values, dtype and device of `value`, and its gradient the latter two."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
-    if value.shape != parameter.shape:
-        raise ValueError(f"{name} has shape {tuple(parameter.shape)}; got {tuple(value.shape)}")
+    check_assigned(parameter, value, name)
     parameter.data = lasting(value)
     gradient.data = lasting(gradient.data.to(parameter.data))
+
+
+def check_assigned(tensor, value, name):
+    """TypeError or ValueError unless `value` is a tensor that can be assigned to the one that a block has."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
+    if value.shape != tensor.shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; got {tuple(value.shape)}")
 
 
 def in_format_of(x, result):
@@ -1593,6 +1624,8 @@ def save_atomically(content, path):
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "it is a device or a pipe, not a file")
         with open(temporary, "xb") as file:
             if os.name == "posix" and path.exists():
                 os.chmod(temporary, path.stat().st_mode & 0o777)
@@ -1604,8 +1637,8 @@ def save_atomically(content, path):
         hint = "; its folder does not exist" if isinstance(error, FileNotFoundError) else ""
         raise type(error)(error.errno, f"cannot be written: {error.strerror or error}{hint}", str(path)) from error
     finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def read_weights(path):

@@ -33,6 +33,7 @@ CLASSICS = {  # strengths that are tried, in deviations of the noise
     "wavelets": (0.5, 1.0, 1.5, 2.0),
     "total variation": (0.5, 1.0, 1.5, 2.0),
 }
+NO_NOISE = 1e-6  # of white: a deviation below this is rounding
 SHOWN, SQUARE = 4, 128  # best and worst pictures on a sheet, pixels a side that are shown of each
 
 
@@ -92,7 +93,8 @@ def classics(noisy, clean):
     """The best results of three classics over their strength: {name: (1, C, H, W)} in [0, 255].
 
     Non-local means (A. Buades et al., CVPR 2005), BayesShrink wavelets (S. Chang et al., IEEE TIP 2000) and total
-    variation (A. Chambolle, JMIV 2004), each with the strength that comes closest to the clean picture.
+    variation (A. Chambolle, JMIV 2004), each with the strength that comes closest to the clean picture. A picture whose
+    error is the same everywhere has no noise to remove: it is only clipped.
     """
     try:
         import pywt  # noqa: F401  # which its wavelets need
@@ -101,20 +103,25 @@ def classics(noisy, clean):
         raise ImportError(
             "--classics needs scikit-image and PyWavelets: pip install 'noise2noise-miniproject[evaluate]'"
         ) from error
-    image = (noisy[0] / 255).permute(1, 2, 0).double().numpy()
     sigma = (noisy - clean).std().item() / 255
+    if sigma < NO_NOISE:  # by which they would divide
+        return dict.fromkeys(CLASSICS, noisy.clamp(0, 255))
+    image, axis = (noisy[0] / 255).permute(1, 2, 0).double().numpy(), 2
+    if image.shape[2] == 1:
+        image, axis = image[:, :, 0], None  # denoise_nl_means would drop an axis of length 1
     methods = {
         "non-local means": lambda s: restoration.denoise_nl_means(
-            image, patch_size=5, patch_distance=6, h=s * sigma, sigma=sigma, fast_mode=True, channel_axis=2
+            image, patch_size=5, patch_distance=6, h=s * sigma, sigma=sigma, fast_mode=True, channel_axis=axis
         ),
         "wavelets": lambda s: restoration.denoise_wavelet(
-            image, sigma=s * sigma, method="BayesShrink", mode="soft", channel_axis=2, rescale_sigma=True
+            image, sigma=s * sigma, method="BayesShrink", mode="soft", channel_axis=axis, rescale_sigma=True
         ),
-        "total variation": lambda s: restoration.denoise_tv_chambolle(image, weight=s * sigma, channel_axis=2),
+        "total variation": lambda s: restoration.denoise_tv_chambolle(image, weight=s * sigma, channel_axis=axis),
     }
     best = {}
     for name, method in methods.items():
-        tried = [torch.from_numpy(method(strength)).permute(2, 0, 1)[None] * 255 for strength in CLASSICS[name]]
+        results = (torch.from_numpy(method(strength)) for strength in CLASSICS[name])
+        tried = [result.view(*noisy.shape[2:], -1).permute(2, 0, 1)[None] * 255 for result in results]
         best[name] = min(
             (part.clamp(0, 255).float() for part in tried), key=lambda part: mean_squared_error(part, clean)
         )
@@ -144,12 +151,18 @@ def plot(path, before, after, title):
     points = [point for point in zip(before, after, strict=True) if all(map(math.isfinite, point))]
     before = [x for x, _ in points]
     ends = [min(before), max(before)] if points else []
-    axes.plot(before, [y for _, y in points], ".", label=title)
+    axes.plot(before, [y for _, y in points], ".", label=in_unicode(title))
     axes.plot(ends, ends, "--", color="black", label="no change")
     axes.set_xlabel("PSNR of the noisy picture (dB)")
     axes.set_ylabel("PSNR of the result (dB)")
-    axes.legend()
+    for text in axes.legend().get_texts():
+        text.set_parse_math(False)
     save_figure(figure, path)
+
+
+def in_unicode(name):
+    """A file name as matplotlib takes it: with ? for bytes that are not UTF-8."""
+    return name.encode(errors="replace").decode()
 
 
 def best_and_worst(decibels):
@@ -176,7 +189,7 @@ def sheet(path, pairs, model, decibels, options):
         noisy, clean = pairs.pair(number)
         result = denoised(model, noisy, options)
         square = (..., *worst_square(result, clean))
-        titles = ("noisy", f"{pairs.name(number)}: {decibels[number]:.2f} dB", "clean")
+        titles = ("noisy", f"{in_unicode(pairs.name(number))}: {decibels[number]:.2f} dB", "clean")
         for axes, image, title in zip(row, (noisy, result, clean), titles, strict=True):
             axes.imshow(shown(image[square]), cmap="gray", vmin=0, vmax=1)
             axes.set_title(title, fontsize="small", parse_math=False)

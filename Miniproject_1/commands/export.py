@@ -26,7 +26,7 @@ from Miniproject_1.commands.support.arguments import check_outputs
 from Miniproject_1.commands.support.images import whole_file
 from Miniproject_1.commands.support.weights import PURPOSES, load_model, weights_file
 from Miniproject_1.model import NARROW, SMALLEST, ResidualBlock, Symmetric
-from Miniproject_1.others.data import check_new, some_path
+from Miniproject_1.others.data import check_new, check_writable, some_path
 
 CHECKED = ((1, 4, 5), (2, 37, 50), (3, 96, 129))  # N, H, W of the pictures that both predict
 TOLERANCE = 0.01  # grey values by which they may differ: rounding makes less than a thousandth
@@ -193,6 +193,7 @@ def run(options):
         raise ValueError(f"--out must end in {' or '.join(KINDS)}; got {options.out}")
     check_outputs([("the network", options.out)], [weights_file(options.weights)])
     check_new(options.out, options.force)
+    check_writable(options.out)
     model = load_model(options.weights, "cpu", "float32")
     content, run_exported = KINDS[kind](exported(model))
     difference = largest_difference(run_exported, model)

@@ -71,6 +71,7 @@ from Miniproject_1.commands.support.plots import check_figure, need_figure, save
 from Miniproject_1.commands.support.progress import progress_bar
 from Miniproject_1.commands.support.weights import PURPOSES, add_device, load_model, weights_file
 from Miniproject_1.model import (
+    FORMAT,
     LOSSES,
     Model,
     Pairs,
@@ -262,6 +263,19 @@ class Session:
         self.training.load_state_dict(state["training"])
 
 
+def resume(session, path, key):
+    """Continues from a checkpoint. ValueError if the file is something else, incomplete, or of another run."""
+    state = read_checkpoint(path)
+    if state.get("format") == FORMAT:
+        raise ValueError(f"{path} is a weights file, no checkpoint; move it elsewhere, --start learns on from it there")
+    try:
+        session.load_state_dict(state, key)
+    except KeyError as error:
+        raise ValueError(
+            f"{path} is no checkpoint of `train`, or an incomplete one: it lacks {error}; --force starts anew"
+        ) from error
+
+
 DIFFERENCES = {  # of two images in [0, 255], for each loss
     "l2": mean_squared_error,
     "l1": lambda image, other: (image - other).abs().mean().item() / 255,
@@ -345,7 +359,7 @@ def run(options):
 def train(options):
     checkpoint = options.out.with_name(options.out.name + ".checkpoint")
     check_files(options, checkpoint)
-    started = load_model(options.start, options.device) if options.start else None
+    started = load_model(options.start, options.device) if options.start is not None else None
     scale = Scale(options.range, started.value_ranges if started else {})
     pairs = open_sources(options.sources, options.max_megapixels, scale)
     singles = isinstance(pairs, Singles)
@@ -362,7 +376,7 @@ def train(options):
     key = f"{tuple(learnt.first.shape)}, seed {options.seed}, start {options.start}, length {length(options)}"
     key += f", loss {options.loss}, values {checksum(learnt)}"
     if options.resume:
-        session.load_state_dict(read_checkpoint(checkpoint), key)
+        resume(session, checkpoint, key)
     elif options.minutes:
         session.plan_minutes(options.minutes)
     else:
@@ -394,7 +408,7 @@ def check_files(options, checkpoint):
     if options.minutes is not None and not 0 < options.minutes < math.inf:
         raise ValueError(f"--minutes takes a finite number above 0; got {options.minutes:g}")
     outputs = {"the weights": options.out, "the checkpoint": checkpoint, "the plot": options.plot}
-    start = [weights_file(options.start)] if options.start else []
+    start = [weights_file(options.start)] if options.start is not None else []
     check_outputs(outputs.items(), [*options.sources, *(options.validate or []), *start])
     if options.plot:
         check_figure("--plot", options.plot, options.resume or options.force)

@@ -605,7 +605,9 @@ def save_data(folder, train, validation):
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in ((TRAIN, train), (VALIDATION, validation)):
         if tensors is not None:
-            save_atomically(tuple(tensor.contiguous() for tensor in tensors), folder / name)
+            # torch saves all of the memory that a slice is part of
+            copies = tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors)
+            save_atomically(copies, folder / name)
 
 
 def check_folder(folder, names=(TRAIN, VALIDATION), force=True):
@@ -627,6 +629,8 @@ def check_writable(path):
     try:
         if target.is_dir():
             raise IsADirectoryError(f"{target} is a folder")
+        if target.exists() and not target.is_file():
+            raise OSError(f"{target} is a device or a pipe, not a file")
         folder = next(parent for parent in target.parents if os.path.lexists(parent))
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
@@ -635,9 +639,12 @@ def check_writable(path):
 
 def read_checkpoint(path):
     """The checkpoint of a stopped training, as `save_atomically` wrote it; ValueError if it is damaged."""
+    from Miniproject_1.model import check_archive  # only here, as in `save_data`
+
     try:
+        check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+    except (PermissionError, MemoryError):
         raise
     except Exception as error:  # damaged files make torch.load raise half a dozen kinds
         raise ValueError(f"{path} is not a readable checkpoint; remove it to start anew") from error
@@ -751,9 +758,20 @@ def check_out(options):
     names = [TRAIN, VALIDATION]
     if options.command != "noise":
         names = [name for name, size in zip(names, (options.pairs, options.validation), strict=True) if size]
-    elif os.path.realpath(options.data) == os.path.realpath(options.out):
-        raise ValueError("--data and --out are one folder, whose files would be overwritten; choose another")
+    else:
+        check_apart(options.data, options.out, names)
     check_folder(options.out, names, options.force)
+
+
+def check_apart(data, out, names):
+    """Raises ValueError if a file to write is that of `--data` or lies in that folder, be it by links."""
+    read = os.path.realpath(data)
+    if os.path.realpath(out) == read:
+        raise ValueError("--data and --out are one folder, whose files would be overwritten; choose another")
+    for path in (out / name for name in names):
+        written = os.path.realpath(path)
+        if written == os.path.realpath(data / VALIDATION) or os.path.dirname(written) == read:
+            raise ValueError(f"{path} leads to {written}, which --data must keep; choose another --out")
 
 
 def make_data(options):

@@ -199,6 +199,15 @@ def test_one_bad_file_does_not_stop_the_rest(tmp_path, identity, capsys):
     assert facts[0]["noise_before"] == pytest.approx(25, rel=0.2)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name here")
+def test_a_pipe_is_never_replaced(tmp_path, identity, capsys):
+    write(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    given = ["denoise", f"{tmp_path}/a.png", "-o", f"{tmp_path}/pipe.png", "--weights", str(identity), "--force"]
+    assert main(given) == 1 and "not a file" in capsys.readouterr().err
+    assert (tmp_path / "pipe.png").is_fifo() and len(list(tmp_path.iterdir())) == 2
+
+
 def test_nothing_is_overwritten_without_force(tmp_path, identity, capsys):
     source, target = write(tmp_path / "a.png"), tmp_path / "b.png"
     target.write_text("precious")

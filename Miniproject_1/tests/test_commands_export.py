@@ -77,3 +77,10 @@ def test_what_cannot_be_exported_is_said(call, tmp_path, monkeypatch, capsys):
     assert call("mine.jpg") == 1 and ".onnx or .pt2" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert call("mine.onnx") == 1 and "[export]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mine.pth/new.pt2", "folder.pt2"])
+def test_what_cannot_be_written_is_said_before_the_work(call, tmp_path, monkeypatch, capsys, name):
+    (tmp_path / "folder.pt2").mkdir()
+    monkeypatch.setattr(export, "load_model", lambda *given: pytest.fail("it should not have begun"))
+    assert call(name, "--force") == 1 and "cannot be written" in capsys.readouterr().err

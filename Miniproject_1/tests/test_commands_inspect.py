@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import unicodedata
 
 import pytest
 import torch
@@ -278,6 +279,31 @@ def test_tensors_that_are_not_of_255(tmp_path, capsys, values, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (torch.ones(1, 1, 8, 8, dtype=torch.bool), "real numbers in [0, 255], uint8 or floating; got torch.bool"),
+        (torch.ones(1, 1, 8, 8, dtype=torch.complex64), "got torch.complex64. Convert them first"),
+        (torch.ones(1, 1, 8, 8).to_sparse(), "got torch.sparse_coo on cpu. Convert them first, such as by tensor.to_d"),
+        (torch.ones(1, 1, 8, 8, device="meta"), "dense tensors with values; got torch.strided on meta"),
+    ],
+    ids=["bool", "complex", "sparse", "meta"],
+)
+@pytest.mark.parametrize("given", [[], ["--range", "0", "1"]], ids=["own", "given"])
+def test_tensors_that_are_no_images_are_refused(tmp_path, capsys, values, words, given):
+    torch.save((torch.full((1, 1, 8, 8), 9.0), values), tmp_path / "a.pkl")
+    assert main(["inspect", f"{tmp_path}/a.pkl", "--no-weights", *given]) == 1
+    said = capsys.readouterr().err
+    assert words in said and len(said.splitlines()) == 1
+
+
+def test_gradients_are_left_behind(tmp_path):
+    torch.save([torch.full((1, 1, 8, 8), 9.0, requires_grad=True)] * 2, tmp_path / "a.pkl")
+    for given in (None, (0, 255)):
+        opened = pairs.open_pairs(tmp_path / "a.pkl", scale=pairs.Scale(given))
+        assert not any(image.requires_grad for image in opened.pair(0))
+
+
 def test_clean_pairs_have_hardly_any_noise():
     found, _ = findings(*pair(0.1))
     assert found["noise"].verdict == "warning" and "hardly any" in found["noise"].text
@@ -406,6 +432,35 @@ def test_one_range_of_values_for_all_files(tmp_path, capsys, ending):
     )
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(">u2", "uint16"), (">f4", "float32"), ("float16", "float32"), ("float64", "float32")]
+)
+def test_ranges_are_remembered_for_the_types_that_pictures_have(tmp_path, capsys, dtype, kind):
+    """In training on arrays of any floating type or byte order; `denoise` and `evaluate` then find them."""
+    numpy, tifffile = pytest.importorskip("numpy"), pytest.importorskip("tifffile")
+    values = numpy.linspace(0, 4000, 2 * 9 * 7).reshape(2, 9, 7)
+    for name, part in (("a", values), ("dark", values / 5)):
+        numpy.save(tmp_path / f"{name}.npy", part.astype(dtype))
+    tifffile.imwrite(tmp_path / "dark.tif", (values[0] / 5).astype(kind))
+    training = pairs.Scale()
+    pairs.open_pairs(tmp_path / "a.npy", tmp_path / "a.npy", scale=training)
+    assert training.used == {kind: (0, 4095 if kind == "uint16" else 4000)}
+    for name in ("dark.npy", "dark.tif"):
+        scale = pairs.Scale(trained=training.used)
+        pairs.open_pairs(tmp_path / name, tmp_path / name, scale=scale).pair(0)
+        assert scale.used == training.used
+        said = capsys.readouterr().err
+        assert f"{kind} values: 0 is taken as black" in said and "as in the training of the weights" in said
+
+
+def test_the_white_of_either_byte_order_is_compared(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    for name, high in (("a", 40_000), ("b", 1_000)):
+        numpy.save(tmp_path / f"{name}.npy", numpy.linspace(0, high, 2 * 9 * 7).reshape(2, 9, 7).astype(">u2"))
+    with pytest.raises(ValueError, match="up to 40000, others only up to 1023"):
+        pairs.open_pairs(tmp_path / "a.npy", tmp_path / "b.npy", clean=True)
+
+
 def test_ranges_that_do_not_go_together_are_refused(tmp_path):
     numpy = pytest.importorskip("numpy")
     values = numpy.linspace(0, 1, 2 * 9 * 7).reshape(2, 9, 7)
@@ -458,6 +513,15 @@ def test_pictures_without_a_partner_are_counted_and_double_names_refused(tmp_pat
     Image.new("L", (8, 8)).save(tmp_path / "a" / "x.tif")
     with pytest.raises(ValueError, match="have one name"):
         pairs.open_pairs(tmp_path / "a", tmp_path / "b")
+
+
+def test_names_of_either_unicode_form_are_paired(tmp_path):
+    Image = pytest.importorskip("PIL.Image")
+    for folder, form in (("a", "NFC"), ("b", "NFD")):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / folder / unicodedata.normalize(form, "caf\u00e9.png"))
+    opened = pairs.open_pairs(tmp_path / "a", tmp_path / "b")
+    assert [opened.name(number) for number in range(len(opened))] == ["caf\u00e9"]
 
 
 def test_exposure_is_not_told_from_a_few_pixels():

@@ -141,6 +141,13 @@ def test_it_starts_from_other_weights(files, capsys):
     assert "for 3 channels; the pairs have 1" in capsys.readouterr().err
 
 
+def test_an_empty_start_is_no_fresh_one(files, capsys):
+    """As from a variable of the shell that is not set."""
+    assert main(command(files, "--start", "", "--epochs", "1", "--no-inspect")) == 1
+    assert "no weights file ''" in capsys.readouterr().err
+    assert not (files / "new.pth").exists()
+
+
 def test_nothing_is_overwritten(files, capsys):
     (files / "new.pth").write_text("precious")
     assert main(command(files)) == 1
@@ -564,6 +571,20 @@ def test_other_pictures_are_not_resumed(files, monkeypatch, capsys):
     torch.save((255 - a, 255 - b), files / "train.pkl")
     assert main(command(files, "--no-inspect", "--resume")) == 1
     assert "of another run" in capsys.readouterr().err
+
+
+def test_what_is_no_checkpoint_is_not_resumed(files, capsys):
+    kept = {"key": "none", "steps": 3}
+    for content, reason in (
+        (None, "new.pth.checkpoint is a weights file, no checkpoint; move it elsewhere"),
+        ({"steps": 3}, "or an incomplete one: it lacks 'key'; --force starts anew"),
+        (kept, "of another run"),
+    ):
+        path = files / "new.pth.checkpoint"
+        torch.save(content, path) if content else Model(width=8).save(path)
+        assert main(command(files, "--no-inspect", "--resume")) == 1
+        said = capsys.readouterr().err
+        assert reason in said and len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize("seconds", [math.inf, -1])  # between checkpoints

@@ -161,6 +161,13 @@ def test_scene_command_writes_the_course_format(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train_data.pkl", "val_data.pkl"]
 
 
+def test_files_hold_only_the_pairs_asked_for(tmp_path):
+    images = torch.zeros(20, 3, 32, 32, dtype=torch.uint8)
+    data.save_data(tmp_path, (images[:1], images[1:2]), None)
+    assert (tmp_path / "train_data.pkl").stat().st_size < 3 * images[0].numel()
+    assert len(data.read_pairs(tmp_path / "train_data.pkl")[0]) == 1
+
+
 def test_default_data_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "DEFAULT_PAIRS", 20)
     monkeypatch.setattr(data, "DEFAULT_VALIDATION", 20)
@@ -460,6 +467,29 @@ def test_the_folder_that_is_read_is_never_written_to(course_data, tmp_path):
     for force in ([], ["--force"]):
         with pytest.raises(SystemExit, match="--data and --out are one folder"):
             data.main(["noise", "gaussian", "--data", str(course_data), "--out", str(tmp_path / "link"), *force])
+    assert [path.name for path in course_data.iterdir()] == ["val_data.pkl"]
+
+
+@posix
+@pytest.mark.parametrize("name", ["train_data.pkl", "val_data.pkl"])
+def test_no_link_leads_into_the_folder_that_is_read(name, course_data, tmp_path):
+    before = (course_data / "val_data.pkl").read_bytes()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to(Path("..") / "data" / name)
+    command = ["noise", "gaussian", "--data", str(course_data), "--out", str(tmp_path / "out"), "--force"]
+    with pytest.raises(SystemExit, match=f"out/{name} leads to .*data/{name}, which --data must keep"):
+        data.main(command)
+    assert [path.name for path in course_data.iterdir()] == ["val_data.pkl"]
+    assert (course_data / "val_data.pkl").read_bytes() == before
+
+
+@posix
+def test_the_file_that_is_read_may_be_a_link_and_is_kept(course_data, tmp_path):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "val_data.pkl").symlink_to(course_data / "val_data.pkl")
+    command = ["noise", "gaussian", "--data", str(tmp_path / "linked"), "--out", str(course_data), "--force"]
+    with pytest.raises(SystemExit, match=r"val_data\.pkl, which --data must keep"):
+        data.main(command)
     assert [path.name for path in course_data.iterdir()] == ["val_data.pkl"]
 
 

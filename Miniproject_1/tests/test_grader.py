@@ -349,6 +349,13 @@ def test_ctrl_c_prints_what_was_finished(tmp_path, data):
     assert "untrained predict, 512 x 512" in output and "INTERRUPTED: " in output
 
 
+@pytest.mark.parametrize("option", ["-p", "-d", "--json"])
+def test_an_empty_path_is_not_the_current_folder(grader, option, capsys):
+    with pytest.raises(SystemExit) as ended:
+        grader.main([option, ""])
+    assert ended.value.code == 2 and "it is empty" in capsys.readouterr().err
+
+
 def test_nothing_to_grade_is_a_failure(grader, tmp_path, data, monkeypatch, capsys):
     monkeypatch.setattr(grader.signal, "signal", lambda *_: None)
     assert grader.main(["-p", str(tmp_path), "-d", str(data)]) == 1

@@ -769,10 +769,30 @@ def test_failed_save_leaves_the_old_file(trained, tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name here")
+def test_a_pipe_or_a_device_is_never_replaced(trained, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="cannot be written: it is a device or a pipe"):
+        trained.save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(trained, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError("no")
+
+    trained.save(tmp_path / "w.pth")
+    monkeypatch.setattr(torch, "load", refuse)  # root may read all
+    with pytest.raises(PermissionError):
+        Model().load(tmp_path / "w.pth")
+
+
 def damaged_files(path, trained):
     trained.save(path)
     whole = path.read_bytes()
     yield whole[: len(whole) // 2]
+    place = whole.index(bytes(trained.network.first.weight.detach().flatten().view(torch.uint8).tolist()))
+    yield whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]  # one bit of a weight
     yield b""
     yield b"not a weights file at all"
     yield b"a."

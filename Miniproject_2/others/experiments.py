@@ -24,8 +24,8 @@ class Variant:
 
 
 OPTIMISERS = {  # recipe, and learning rates in steps of two, so that the best is none of the two ends
-    "SGD": ({"optimiser": "sgd", "momentum": 0.0}, (1, 2, 4, 8, 16)),
-    "momentum": ({"optimiser": "sgd", "momentum": 0.9}, (0.25, 0.5, 1, 2, 4)),
+    "SGD": ({"optimiser": "sgd", "momentum": 0.0}, (1, 2, 4, 8, 16, 32)),
+    "momentum": ({"optimiser": "sgd", "momentum": 0.9}, (0.25, 0.5, 1, 2, 4, 8)),
     "Adam": ({"optimiser": "adam"}, (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
     "Muon": ({}, (3.75e-3, 7.5e-3, 1.5e-2, 3e-2, 6e-2)),
 }

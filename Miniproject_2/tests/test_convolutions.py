@@ -258,6 +258,22 @@ def test_parameters_keep_their_identity_when_assigned():
     assert conv.weight.dtype == conv.weight_grad.dtype == torch.float64 and not conv.weight.requires_grad
 
 
+def test_assigned_gradients_are_those_that_an_optimiser_has():
+    conv = ours.Conv2d(2, 3, 1)
+    optimiser, before = ours.SGD(conv.param(), 1.0), conv.weight.clone()
+    conv.weight_grad, conv.bias_grad = torch.zeros(3, 2, 1, 1), torch.zeros(3)
+    conv.backward(torch.ones_like(conv(torch.ones(1, 2, 1, 1))))
+    optimiser.step()
+    assert torch.equal(conv.weight, before - 1)
+    conv.weight_grad *= 0
+    assert conv.param()[0][1].abs().sum() == 0
+    for value, error in ((None, TypeError), (torch.zeros(3), ValueError)):
+        with pytest.raises(error, match="weight_grad"):
+            conv.weight_grad = value
+    with pytest.raises(ValueError, match="bias=False"):
+        ours.Conv2d(2, 3, 1, bias=False).bias_grad = torch.zeros(3)
+
+
 def test_copying_from_a_parameter_builds_no_graph():
     conv = ours.Conv2d(2, 3, 3)
     conv.weight.copy_(torch.nn.Conv2d(2, 3, 3).weight)

@@ -691,8 +691,9 @@ def test_seeds_are_whole_numbers_from_0():
 
 
 def test_rates_that_are_no_numbers_are_refused():
-    with pytest.raises(ValueError, match="lr >= 0"):
-        ours.Recipe(lr=float("nan"))
+    for lr in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="lr >= 0"):
+            ours.Recipe(lr=lr)
     with pytest.raises(TypeError, match="batch_size must be a whole number"):
         ours.Recipe(batch_size=4.5)
 
@@ -837,6 +838,14 @@ def test_folders_that_cannot_be_written(tmp_path):
             small().save(path)
         assert str(path) in str(caught.value)
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name here")
+def test_a_pipe_or_a_device_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="cannot be written: it is a device or a pipe"):
+        small().save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo() and os.listdir(tmp_path) == ["pipe"]
 
 
 def test_lack_of_memory_is_not_a_foreign_file(tmp_path, monkeypatch):

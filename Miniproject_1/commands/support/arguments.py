@@ -3,10 +3,13 @@
 import argparse
 import math
 import os
+import re
 
 from Miniproject_1.commands.support.distributed import is_first
 from Miniproject_1.commands.support.images import DEFAULT_MEGAPIXELS, ENDINGS
 from Miniproject_1.others.data import say_left_out, visible_files
+
+NEGATIVE = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
 class Range(argparse.Action):
@@ -19,6 +22,7 @@ class Range(argparse.Action):
 
 
 def add_range(parser, more):
+    parser._negative_number_matcher = NEGATIVE  # argparse's own may take -1e-05, as we print it, for an option
     parser.add_argument(
         "--range",
         type=float,

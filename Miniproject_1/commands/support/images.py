@@ -757,6 +757,8 @@ def check_holds(picture, path):
 def whole_file(path, overwrite):
     """A new binary file that is given its name when it is complete; it is removed after any error."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is not a file, and stays as it is")
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:

@@ -7,6 +7,7 @@ Shapes: N pairs, C channels, H x W pixels. Values are returned in [0, 255], scal
 """
 
 import sys
+import unicodedata
 
 import torch
 
@@ -55,8 +56,13 @@ def add_common_range(parser, files="all files", first=""):
     add_range(parser, f"default: {first}for {files} together: ")
 
 
+def kind_of(dtype):
+    """The name of a numpy type as in the ranges of weights: 'float32' for any floating one, and no byte order."""
+    return "float32" if dtype.kind == "f" else dtype.name
+
+
 class Scale:
-    """The values of black and white, one range for each data type, so that pairs differ only in their noise.
+    """The values of black and white, one range for each type, see `kind_of`, so that pairs differ only in their noise.
 
     Args:
         given: (low, high) that the user chose; None: for each type that of the training, else what `decide` finds.
@@ -70,20 +76,21 @@ class Scale:
         self.given, self.trained, self.ranges, self.used = given, dict(trained), {}, {}
 
     def known(self, dtype):
-        return self.given is not None or str(dtype) in self.trained or str(dtype) in self.ranges
+        kind = kind_of(dtype)
+        return self.given is not None or kind in self.trained or kind in self.ranges
 
     def decide(self, ranges):
         """Takes (type, range) of some values, for types that are not known yet, and prints unusual ranges."""
         found = {}
         for dtype, (low, high) in ranges:
             if not self.known(dtype):
-                lowest, highest = found.get(str(dtype), (low, high))
-                found[str(dtype)] = min(low, lowest), max(high, highest)
+                lowest, highest = found.get(kind_of(dtype), (low, high))
+                found[kind_of(dtype)] = min(low, lowest), max(high, highest)
         self.ranges |= found
-        for dtype, one in found.items():
-            note = range_in_words(one, dtype)
+        for kind, one in found.items():
+            note = range_in_words(one, kind)
             if note and is_first():
-                print(f"{dtype} values: {note}", file=sys.stderr)
+                print(f"{kind} values: {note}", file=sys.stderr)
 
     def of(self, array, own, beside_clean=False):
         """The range of an array whose `default_range` is `own`. ValueError if that contradicts the others.
@@ -91,27 +98,28 @@ class Scale:
         Beside clean arrays, which set the range (`beside_clean`), noise may reach one width of it beyond white, where
         `to_255` clips it; a few outliers may lie farther.
         """
-        dtype = str(array.dtype)
+        kind = kind_of(array.dtype)
         found = self._of(array, own, beside_clean)
-        why = beside_training(found, self.trained.get(dtype), own)
-        if why and dtype not in self.used and is_first():
-            print(f"{dtype} values: {range_in_words(found, dtype, why)}", file=sys.stderr)
-        self.used[dtype] = found
+        why = beside_training(found, self.trained.get(kind), own)
+        if why and kind not in self.used and is_first():
+            print(f"{kind} values: {range_in_words(found, kind, why)}", file=sys.stderr)
+        self.used[kind] = found
         return found
 
     def _of(self, array, own, beside_clean):
         if self.given is not None:
             return self.given
-        if trained := self.trained.get(str(array.dtype)):
+        kind = kind_of(array.dtype)
+        if trained := self.trained.get(kind):
             check_trained_range(array, trained)
             return trained
-        low, high = self.ranges.get(str(array.dtype), own)
+        low, high = self.ranges.get(kind, own)
         noise = beside_clean and (array > 2 * high - low).mean() <= OUTLIERS
-        if array.dtype == "uint16" and own[1] > high and not noise:
+        if kind == "uint16" and own[1] > high and not noise:
             raise ValueError(
                 f"it has values up to {array.max()}, others only up to {high}: give --range with the camera's white"
             )
-        if not self.known(array.dtype) and array.dtype.kind == "f" and (low, high) != (0, 1):
+        if not self.known(array.dtype) and kind == "float32" and (low, high) != (0, 1):
             raise ValueError(
                 f"floating values from {low:g} to {high:g} beside {' and '.join(self.ranges)}: their black and white "
                 "are unknown; give one --range for all, or floating values in [0, 1]"
@@ -321,12 +329,12 @@ def split_folder(folder):
 
 
 def pair_folders(folders):
-    """Pictures of the same name, whatever its ending, in at least two of the folders."""
+    """Pictures of the same name, whatever its ending and Unicode form, in at least two of the folders."""
     versions = {}
     for folder in folders:
         found = {}
         for path in pictures_below(folder):
-            name = str(path.relative_to(folder).with_suffix(""))
+            name = unicodedata.normalize("NFC", str(path.relative_to(folder).with_suffix("")))  # macOS may write NFD
             if name in found:
                 raise ValueError(f"{found[name]} and {path} have one name: which one belongs to a pair?")
             found[name] = path
@@ -351,8 +359,9 @@ def read_tensors(path, scale):
         raise ValueError(f"{path} is not readable as two tensors that torch.save wrote") from error
     if not isinstance(content, (tuple, list)) or len(content) != 2 or not all(map(torch.is_tensor, content)):
         raise ValueError(f"{path} must hold two tensors (N, C, H, W)")
-    if any(part.is_floating_point() and not part.isfinite().all() for part in content):
-        raise ValueError(f"{path} holds NaN or infinite values; replace them first, such as by tensor.nan_to_num()")
+    content = [part.detach() for part in content]
+    for part in content:
+        check_tensor(part, path)
     if scale.given is not None:
         return [to_255(part.float(), scale.given) for part in content]
     if any(part.numel() and out_of_scale(part) for part in content):
@@ -362,6 +371,22 @@ def read_tensors(path, scale):
             "--range 0 1 or --range 0 65535"
         )
     return content
+
+
+def check_tensor(tensor, path):
+    """ValueError unless a tensor of a .pkl is dense and holds finite real numbers."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise ValueError(
+            f"{path} must hold dense tensors with values; got {tensor.layout} on {tensor.device}. Convert them first, "
+            "such as by tensor.to_dense()"
+        )
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        raise ValueError(
+            f"{path} must hold real numbers in [0, 255], uint8 or floating; got {tensor.dtype}. Convert them first, "
+            "such as by 255 * tensor for bool or tensor.abs() for complex values"
+        )
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise ValueError(f"{path} holds NaN or infinite values; replace them first, such as by tensor.nan_to_num()")
 
 
 def read_array(path):
