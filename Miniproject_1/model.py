@@ -690,10 +690,18 @@ def measure_noise(noisy_a, noisy_b):
 
 
 def subsample(images):
-    """Up to four million pixels of (N, C, H, W) in [0, 255], as [0, 1]: evenly spaced images, cut to 256 x 256."""
-    h, w = (min(size, 256) for size in images.shape[2:])
-    step = -(-len(images) // max(1, min(2048, 2**22 // (h * w))))
-    return images[::step, :, :h, :w].float() / 255
+    """Up to four million pixels of (N, C, H, W) in [0, 255], as [0, 1]: of evenly spaced images, 256 x 256 at most."""
+    rows, columns = (bands(size).to(images.device) for size in images.shape[2:])
+    step = -(-len(images) // max(1, min(2048, 2**22 // (len(rows) * len(columns)))))
+    return images[::step].index_select(2, rows).index_select(3, columns).float() / 255
+
+
+def bands(size, count=16, width=16):
+    """The places along an axis that are looked at: all, or so many evenly spaced bands: a corner may be black."""
+    if size <= count * width:
+        return torch.arange(size, device="cpu")
+    starts = torch.arange(count, device="cpu") * (size - width) // (count - 1)
+    return (starts[:, None] + torch.arange(width, device="cpu")).flatten()
 
 
 def blocks(images, side=16):
@@ -1072,21 +1080,23 @@ def number_of_epochs(epochs, num_epochs):
 
 
 def out_of_scale(images):
-    """Whether values are about [0, 1], or far above 255."""
+    """Whether values are about [0, 1], far above 255, or around 0: a quarter of them at -20 or below."""
     if images.dtype == torch.uint8:
         return False
     values = images.float()
     high = values.max()
-    return bool((images.is_floating_point() and values.abs().mean() <= 1 and 0 < high <= 4) or high > 2 * 255)
+    if (images.is_floating_point() and values.abs().mean() <= 1 and 0 < high <= 4) or high > 2 * 255:
+        return True
+    return bool((values <= -20).float().mean() > 0.25)
 
 
 def warn_of_range(images):
-    """Warns of values near [0, 1] or far above 255: another scale means another strength of the noise."""
+    """Warns of values that are not in [0, 255]: another scale means another strength of the noise."""
     if out_of_scale(images):
         low, high = images.float().min().item(), images.float().max().item()  # uint16 has no min
         warnings.warn(
             f"values must be in [0, 255], but these images have [{low:g}, {high:g}]: scale them first, for example by "
-            "images * 255 for [0, 1] or images * (255 / 65535) for 16 bits",
+            "images * 255 for [0, 1], images * (255 / 65535) for 16 bits or images + 128 for values around 0",
             stacklevel=4,
         )
 
@@ -1100,6 +1110,16 @@ def warn_of_equal_images(noisy_a, noisy_b):
         warnings.warn(
             "noisy_a and noisy_b are equal, noise included: the model learns to keep it. Pass two versions of the same "
             "images, with independent noise",
+            stacklevel=4,
+        )
+
+
+def warn_of_narrow_images(images):
+    """`predict` does not use what is learnt from these."""
+    if min(images.shape[2:]) < NARROW:
+        warnings.warn(
+            f"predict leaves images less than {NARROW} pixels high or wide as they are, and these are "
+            f"{tuple(images.shape[2:])}: training on them only helps larger ones. Project 2 denoises such images",
             stacklevel=4,
         )
 
@@ -1357,6 +1377,7 @@ class Model:
         for images in (noisy_a, noisy_b):
             warn_of_range(images)
         warn_of_equal_images(noisy_a, noisy_b)
+        warn_of_narrow_images(noisy_a)
         recipe = self.recipe_for(noisy_a, noisy_b)
         if recipe.loss == "l2":  # a median or a mode may agree where means differ
             warn_of_offset(self.noise)
@@ -1437,7 +1458,7 @@ class Model:
 
     @in_own_mode
     def choose_views(self, noisy_a, noisy_b):
-        """Chooses the views of self-ensembles on up to 64 of the pairs; `train` calls it. Arguments as for `train`.
+        """Chooses the views of self-ensembles on up to 64 squares of the pairs; `train` calls it, with its arguments.
 
         A view is kept if averaging its prediction with that of the unchanged image does not increase the error against
         the other noisy image. Negatives of dark pictures, and reversed channels that are not colours or have unequal
@@ -1454,7 +1475,7 @@ class Model:
 
     @in_own_mode
     def error_left(self, noisy_a, noisy_b):
-        """The squared error of single passes against b, as a share of that of a, on up to 64 pairs as for `train`.
+        """The squared error of single passes against b, as a share of that of a, on up to 64 squares of the pairs.
 
         RuntimeError if the predictions are not finite.
         """
@@ -1466,10 +1487,12 @@ class Model:
         return after / before if before else 0.0
 
     def _sample(self, images):
-        """The middle of up to VIEWED of the images, in [0, 1], on the model's device."""
-        middle = [slice(start, start + ENSEMBLE_SIDE) for start in middle_starts(images.shape[2:])]
-        some = slice(None, None, -(-len(images) // VIEWED)), slice(None), *middle
-        return to_device(images.detach()[some], self.device).float() / 255
+        """Up to VIEWED squares of evenly spaced images, in [0, 1], on the model's device."""
+        images = images.detach()[:: -(-len(images) // VIEWED)]
+        rows, columns = (square_starts(size, math.isqrt(VIEWED // len(images))) for size in images.shape[2:])
+        side = ENSEMBLE_SIDE
+        squares = torch.cat([images[:, :, top : top + side, left : left + side] for top in rows for left in columns])
+        return to_device(squares, self.device).float() / 255
 
     def _predict_tiles(self, images, views):
         """Predicts (B, C, H, W) tile by tile and blends the tiles; only one at a time is on the device."""
@@ -1499,9 +1522,11 @@ class Model:
         return total / len(views)
 
 
-def middle_starts(size):
-    """Where the middle ENSEMBLE_SIDE rows and columns of images of a size start, or all if there are fewer."""
-    return [max(0, (side - ENSEMBLE_SIDE) // 2) for side in size]
+def square_starts(size, count):
+    """Where up to `count` squares of ENSEMBLE_SIDE start along an axis: evenly spaced, a single one in the middle."""
+    room = max(0, size - ENSEMBLE_SIDE)
+    count = min(count, -(-size // ENSEMBLE_SIDE))
+    return [room * place // (count - 1) for place in range(count)] if count > 1 else [room // 2]
 
 
 def check_views(numbers, views):

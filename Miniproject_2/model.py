@@ -53,6 +53,7 @@ from torch.nn.functional import fold, unfold
 
 Tensor = type(empty(0))
 FLOAT32, BFLOAT16 = empty(0).float().dtype, empty(0).bfloat16().dtype  # also where the default dtype is another
+UINT8 = empty(0).byte().dtype
 
 MAGIC = b"N2NWGHT2"  # first bytes of a weights file
 PRETRAINED = Path(__file__).resolve().parent / "bestmodel.pth"
@@ -1362,10 +1363,18 @@ def measure_noise(noisy_a, noisy_b):
 
 
 def subsample(images):
-    """Up to four million pixels of (N, C, H, W) in [0, 255], as [0, 1]: evenly spaced images, cut to 256 x 256."""
-    h, w = (min(size, 256) for size in images.shape[2:])
-    step = -(-len(images) // max(1, min(2048, 2**22 // (h * w))))
-    return images[::step, :, :h, :w].float() / 255
+    """Up to four million pixels of (N, C, H, W) in [0, 255], as [0, 1]: of evenly spaced images, 256 x 256 at most."""
+    rows, columns = (bands(size).to(images.device) for size in images.shape[2:])
+    step = -(-len(images) // max(1, min(2048, 2**22 // (len(rows) * len(columns)))))
+    return images[::step].index_select(2, rows).index_select(3, columns).float() / 255
+
+
+def bands(size, count=16, width=16):
+    """The places along an axis that are looked at: all, or so many evenly spaced bands: a corner may be black."""
+    if size <= count * width:
+        return arange(size)
+    starts = arange(count) * (size - width) // (count - 1)
+    return (starts[:, None] + arange(width)).flatten()
 
 
 def blocks(images, side=16):
@@ -1563,15 +1572,16 @@ def number_of_epochs(epochs, num_epochs):
 
 
 def warn_of_range(images):
-    """Values about [0, 1] or far above 255 are most likely of another scale; networks know noise by its strength."""
-    if images.element_size() == 1:  # bytes
+    """Values about [0, 1], far above 255 or around 0 are of another scale; networks know noise by its strength."""
+    if images.dtype == UINT8:
         return
     values = images.float()
     low, high, typical = values.min().item(), values.max().item(), values.abs().mean().item()
-    if (images.is_floating_point() and typical <= 1 and 0 < high <= 4) or high > 2 * 255:  # 4: noise leaves [0, 1]
+    unit = images.is_floating_point() and typical <= 1 and 0 < high <= 4  # 4: noise leaves [0, 1]
+    if unit or high > 2 * 255 or (values <= -20).float().mean() > 0.25:
         warnings.warn(
             f"values must be in [0, 255]; those of these images are in [{low:g}, {high:g}]: scale them first, e.g. by "
-            "images * 255 for [0, 1] or images * (255 / 65535) for 16 bits",
+            "images * 255 for [0, 1], images * (255 / 65535) for 16 bits or images + 128 for values around 0",
             stacklevel=3,
         )
 
@@ -1855,7 +1865,7 @@ class Model:
         return [(D4[0], negative, reverse) for reverse in reverses for negative in (False, True)]
 
     def choose_views(self, noisy_a, noisy_b):
-        """Chooses what self-ensembles average, by up to 64 of the pairs; `train` calls it. Arguments as for `train`.
+        """Chooses what self-ensembles average, by up to 64 squares of the pairs; `train` calls it, with its arguments.
 
         A view is kept if the mean of its prediction and that of the unchanged image is no farther from the other noisy
         image than the latter prediction alone. Negatives of dark pictures, and reversed channels that are not colours
@@ -1870,7 +1880,7 @@ class Model:
         self.chosen_views = [0, *(number for number, error in enumerate(errors, start=1) if error <= limit)]
 
     def error_left(self, noisy_a, noisy_b):
-        """The squared error of single passes against b, as a share of that of a, by up to 64 pairs as for `train`.
+        """The squared error of single passes against b, as a share of that of a, by up to 64 squares of the pairs.
 
         RuntimeError if the predictions are not finite.
         """
@@ -1882,10 +1892,12 @@ class Model:
         return after / before if before else 0.0
 
     def _sample(self, images):
-        """The middle of up to VIEWED of the images, in [0, 1], on the model's device."""
-        middle = [slice(start, start + ENSEMBLE_SIDE) for start in middle_starts(images.shape[2:])]
-        some = slice(None, None, -(-len(images) // VIEWED)), slice(None), *middle
-        return images.detach()[some].to(self.device).float() / 255
+        """Up to VIEWED squares of evenly spaced images, in [0, 1], on the model's device."""
+        images = images.detach()[:: -(-len(images) // VIEWED)]
+        rows, columns = (square_starts(size, math.isqrt(VIEWED // len(images))) for size in images.shape[2:])
+        side = ENSEMBLE_SIDE
+        squares = cat([images[:, :, top : top + side, left : left + side] for top in rows for left in columns])
+        return squares.to(self.device).float() / 255
 
     def _predict_tiles(self, images, views, result):
         """Writes the prediction of (B, C, H, W) into `result`; only one tile at a time is on the model's device.
@@ -1906,9 +1918,11 @@ class Model:
                 result[:, :, y : y + tile, x : x + tile] = clean.mul(255 / len(views)).clamp_(0, 255)
 
 
-def middle_starts(size):
-    """Where the middle ENSEMBLE_SIDE rows and columns of images of a size start, or all if there are fewer."""
-    return [max(0, (side - ENSEMBLE_SIDE) // 2) for side in size]
+def square_starts(size, count):
+    """Where up to `count` squares of ENSEMBLE_SIDE start along an axis: evenly spaced, a single one in the middle."""
+    room = max(0, size - ENSEMBLE_SIDE)
+    count = min(count, -(-size // ENSEMBLE_SIDE))
+    return [room * place // (count - 1) for place in range(count)] if count > 1 else [room // 2]
 
 
 def check_views(numbers, views):

@@ -88,7 +88,7 @@ def displacement(first, second):
     phases = weight * cross / (cross.abs() + 1e-12)
     surface = torch.fft.ifft2(phases).real
     peak = int(surface.argmax())
-    trust = (surface.max() / (surface.std() + 1e-12)).item()
+    trust = (surface.max() / (surface.std(correction=0) + 1e-12)).item()
     down, right = (place - side * (place > side // 2) for place in divmod(peak, side))
     steps = torch.arange(-50, 51) / 50
     rows = torch.exp(2j * math.pi * (down + steps)[:, None] * frequencies)  # (101, side)

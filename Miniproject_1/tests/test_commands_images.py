@@ -553,3 +553,9 @@ def test_a_picture_in_memory_is_the_one_in_the_file(tmp_path):
         image.save(content, "PNG")
         (tmp_path / "a.png").write_bytes(content.getvalue())
         assert (images.read_picture(tmp_path / "a.png").pixels.squeeze() == numpy.asarray(image)).all()
+
+
+def test_a_constant_picture_of_huge_values_has_a_range(tmp_path):
+    """-3.4e38 stands for "no data" in maps: adding 1 does not change it."""
+    low, high = images.default_range(numpy.full((8, 8, 1), -3.4028235e38, "float32"))
+    assert low < high < 0

@@ -1520,3 +1520,30 @@ def test_lack_of_memory_is_no_foreign_file(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         trained.load(tmp_path / "w.pth")
+
+
+def test_noise_is_measured_all_over_large_images():
+    """A corner without any, such as of a fundus picture or a night sky, tells nothing of the rest."""
+    noisy = 128 + 15 * torch.randn(2, 1, 3, 512, 512, generator=torch.Generator().manual_seed(0))
+    noisy[..., :256, :256] = 0
+    model = Model(width=8)
+    model.train(*noisy, 1)
+    assert model.noise.alike
+    assert model.recipe_for(*noisy).last_lr_scale == pytest.approx(0.75 * (15 / 255 / project.LOW_NOISE) ** 2, rel=0.1)
+
+
+def test_what_is_left_is_measured_all_over_large_images():
+    noisy = 128 + 15 * torch.randn(2, 1, 3, 192, 192, generator=torch.Generator().manual_seed(0))
+    noisy[..., 60:130, 60:130] = 0
+    assert Model(width=8).error_left(*noisy) > 0.5
+
+
+def test_values_around_0_are_of_another_scale():
+    with pytest.warns(UserWarning, match="around 0"):
+        Model(width=8).predict(50 * torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+
+
+def test_training_on_images_that_are_too_narrow_to_predict_gives_a_warning():
+    lines = 128 + 15 * torch.randn(2, 50, 1, 1, 64, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="less than 4 pixels"):
+        Model(in_channels=1, width=8).train(*lines, 1)

@@ -295,7 +295,7 @@ def default_range(values):
         largest = high if high <= highest + reach else highest
         return 0, next(2**bits - 1 for bits in DEPTHS if largest < 2**bits)
     low, high = max(low, lowest - reach), min(high, highest + reach)
-    return low, high if high > low else low + 1
+    return low, high if high > low else low + max(1, abs(low) * 1e-6)  # 1 may be too little to change it
 
 
 def sampled(values, count=2**20):
