@@ -51,7 +51,7 @@ JOBS = {
     "pairs": Job(1, (1_000, 2_000, 4_000, 7_800, 15_600, 50_000), (BOTH, ONE, "clean targets")),
     "fixed pairs": Job(1, (50_000,), ("ours", ONE), epochs=(1, 2, 4, 8)),
     "optimisers": Job(2, (7_800,), tuple(RATES), seeds=(0, 1)),
-    "networks of project 2": Job(2, (50_000,), (ONE, *NETWORKS), seeds=(0, 1)),
+    "networks of project 2": Job(2, (7_800,), (ONE, *NETWORKS), seeds=(0, 1)),
 }
 
 
