@@ -63,7 +63,9 @@ def noise():
         colour = DARK if name in measured["neighbours"] else MIDDLE
         left.bar(place, value, yerr=2 * error, color=colour, width=0.7, error_kw={"linewidth": 0.8})
         if abs(value) < 0.1:
-            left.text(place, 0.05, f"{value:.3f}".replace("-", "−"), ha="center", fontsize=5.5, rotation=90)
+            left.text(
+                place, 0.05, f"{round(value, 3) + 0.0:.3f}".replace("-", "−"), ha="center", fontsize=6, rotation=90
+            )
     left.set_xticks(range(len(entries)), [short.get(name, name) for name, _ in entries], rotation=60, ha="right")
     left.tick_params(axis="x", labelsize=6)
     left.set_ylabel("correlation of noise")
@@ -82,12 +84,12 @@ def network():
     axis.set_ylim(0, 37)
     axis.axis("off")
 
-    def box(x, y, width, text, colour, size=5.6):
+    def box(x, y, width, text, colour):
         patch = FancyBboxPatch(
             (x, y), width, 9, boxstyle="round,pad=0.3,rounding_size=1", fc=colour, ec="black", lw=0.6
         )
         axis.add_patch(patch)
-        axis.text(x + width / 2, y + 4.5, text, ha="center", va="center", fontsize=size)
+        axis.text(x + width / 2, y + 4.5, text, ha="center", va="center", fontsize=6)
 
     def arrow(x0, y0, x1, y1, bend=0.0):
         style = f"arc3,rad={bend}"
@@ -98,25 +100,25 @@ def network():
     sizes = records.measured()["networks"]["ours"]["sizes"]
     full, half = sizes["width"], 2 * sizes["width"]
     blocks, inner = (f"{sizes[name]} blocks" if sizes[name] > 1 else "block" for name in ("blocks", "inner_blocks"))
-    box(10, 20, 10, f"conv\n3 → {full}", "#dfe9f3")
-    box(25, 20, 13, f"residual\n{blocks}, {full}", "#c6d7ea")
-    box(31, 3, 12, f"2 × 2, /2\n{full} → {half}", "#dfe9f3")
-    box(47, 3, 13, f"residual\n{inner}, {half}", "#a8c2df", 5.2)
-    box(64, 3, 12, f"2 × 2, ×2\n{half} → {full}", "#dfe9f3")
-    box(64, 20, 13, f"residual\n{blocks}, {full}", "#c6d7ea")
-    box(82, 20, 9, f"conv\n{full} → 3", "#dfe9f3")
+    box(8, 20, 10, f"conv\n3 → {full}", "#dfe9f3")
+    box(23, 20, 15, f"residual\n{blocks}, {full}", "#c6d7ea")
+    box(28, 3, 15, f"2 × 2, /2\n{full} → {half}", "#dfe9f3")
+    box(47, 3, 16, f"residual\n{inner}, {half}", "#a8c2df")
+    box(67, 3, 15, f"2 × 2, ×2\n{half} → {full}", "#dfe9f3")
+    box(63, 20, 15, f"residual\n{blocks}, {full}", "#c6d7ea")
+    box(82.5, 20, 10, f"conv\n{full} → 3", "#dfe9f3")
     axis.text(-1, 24.5, "noisy", fontsize=6, va="center")
     axis.text(96.3, 24.5, "+", fontsize=8, va="center", ha="center")
     axis.text(51.5, 24.5, "+", fontsize=8, va="center", ha="center")
     axis.text(100, 17.5, "denoised", fontsize=6, va="center", ha="right")
-    for x0, x1 in ((6, 9.6), (20.4, 24.6), (38.4, 50), (53, 63.6), (77.4, 81.6), (91.4, 95)):
+    for x0, x1 in ((6, 7.6), (18.4, 22.6), (38.4, 50), (53, 62.6), (78.4, 82.1), (92.9, 95)):
         arrow(x0, 24.5, x1, 24.5)
-    arrow(34, 19.6, 36, 12.5)
+    arrow(33, 19.6, 34.5, 12.5)
     arrow(43.4, 7.5, 46.6, 7.5)
-    arrow(60.4, 7.5, 63.6, 7.5)
-    arrow(67, 12.5, 52.6, 22.6, 0.15)
+    arrow(63.4, 7.5, 66.6, 7.5)
+    arrow(70, 12.5, 52.6, 22.6, 0.15)
     axis.plot([2, 2, 96.3, 96.3], [27.5, 34, 34, 27.5], color="black", lw=0.7)
-    axis.text(50, 35.6, "the noisy image: what is learnt is the noise", fontsize=5.6, ha="center", va="bottom")
+    axis.text(50, 35.6, "the noisy image: what is learnt is the noise", fontsize=6, ha="center", va="bottom")
     return figure
 
 
@@ -126,12 +128,12 @@ def rates():
     dots(left, of(data, records.MUON), "Muon", DARK)
     dots(left, of(data, records.ADAM), "Adam alone", MIDDLE, "s", "--")
     left.set_xscale("log")
-    left.set_xticks([1e-3, 2e-3, 4e-3, 8e-3], ["0.001", "0.002", "0.004", "0.008"])
+    left.set_xticks([1e-3, 2e-3, 4e-3, 8e-3, 16e-3], ["0.001", "0.002", "0.004", "0.008", "0.016"], fontsize=6.5)
     left.minorticks_off()
     left.set_xlabel("peak learning rate")
     left.set_ylabel("PSNR (dB)")
     dots(right, of(data, records.BATCHES))
-    right.legend(*left.get_legend_handles_labels(), loc="lower left", fontsize=6)
+    left.legend(loc="lower center", fontsize=6)
     right.set_xscale("log")
     right.set_xticks([8, 16, 32], ["8", "16", "32"])
     right.minorticks_off()
@@ -142,7 +144,7 @@ def rates():
 def grid():
     """The original's search: a panel per network, a line per batch size; diverged runs are below it."""
     data = records.Trainings(1)
-    figure, axes = canvas(1, 2, COLUMN, 1.4, sharey=True)
+    figure, axes = canvas(1, 2, COLUMN, 1.3, sharey=True)
     styles = {4: (DARK, "o", "-"), 8: (MIDDLE, "s", "--"), 16: ("#5f8f3f", "^", "-."), 32: (LIGHT, "D", ":")}
     for axis, network in zip(axes, ("U-Net", "Noise2Noise network"), strict=True):
         for batch, points in records.grid(data, network).items():
@@ -162,7 +164,7 @@ def limits():
     data, networks = records.Trainings(1), {}
     for row in data.rows:
         networks.setdefault(row["variant"], row["multiply_adds"] / 1024 / 1000)
-    figure, (capacity, targets, pairs) = canvas(1, 3, PAGE, 1.45)
+    figure, (capacity, targets, pairs) = canvas(1, 3, PAGE, 1.35)
     dots(capacity, [(networks[name], list(data.of(name).values())) for name, _ in records.WIDTHS])
     for name, width in records.WIDTHS:
         capacity.annotate(
@@ -179,17 +181,14 @@ def limits():
     targets.minorticks_off()
     targets.set_xlabel("draws k in the target")
     dots(pairs, [(n, list(data.of(records.BOTH, n).values())) for n in records.PAIRS], records.BOTH, LIGHT, "^", "-.")
-    dots(pairs, [(n, list(data.of(records.ONE, n).values())) for n in records.PAIRS], "noisy targets")
+    dots(pairs, [(n, list(data.of(records.ONE, n).values())) for n in records.PAIRS], records.ONE)
     with_clean = [(n, list(values)) for n in records.PAIRS if (values := data.of("clean targets", n).values())]
     dots(pairs, with_clean, "clean targets", MIDDLE, "s", "--")
-    for name, _ in records.PHOTOS[:2]:
-        values = list(data.of(name).values())
-        pairs.plot([records.BASE] * len(values), values, "x", color="black", markersize=3)
     pairs.set_xscale("log")
     pairs.set_xticks(records.PAIRS[::2], [f"{n:,}" for n in records.PAIRS[::2]])
     pairs.minorticks_off()
     pairs.set_xlabel("pairs learnt from")
-    pairs.legend(loc="upper left", fontsize=6)
+    pairs.legend(loc="lower right", fontsize=6)
     return figure
 
 
@@ -197,7 +196,7 @@ def ablations():
     data = records.Trainings(1)
     found = [(label, data.differences(variant)) for variant, label in records.ABLATIONS]
     found.sort(key=lambda entry: records.mean(entry[1]))
-    figure, axis = canvas(1, 1, COLUMN, 2.75)
+    figure, axis = canvas(1, 1, COLUMN, 2.55)
     deviation = records.deviation(list(data.of(records.ONE).values()))
     axis.axvspan(-deviation, deviation, color="#e4e4e4", zorder=0, lw=0)
     for place, (_, values) in enumerate(found):
@@ -213,7 +212,7 @@ def ablations():
 
 def pictures(project="project_1"):
     values = records.measured()["pictures"]["psnr"]
-    figure, axes = canvas(3, 3, COLUMN, 1.6)
+    figure, axes = canvas(3, 3, COLUMN, 1.5)
     for row, place in zip(axes, ("best", "median", "worst"), strict=True):
         for axis, kind in zip(row, ("noisy", project, "clean"), strict=True):
             axis.imshow(plt.imread(PICTURES / f"{place}_{kind}.png"), interpolation="nearest")
@@ -253,38 +252,29 @@ def framework():
         )
 
     box(2, 18, 17, 14, "image x", "#dfe9f3")
-    box(34, 18, 19, 14, "patches U x", "#c6d7ea")
-    box(70, 18, 17, 14, "map y", "#dfe9f3")
-    for x0, x1, above, below in ((20, 33, "gather U", "scatter Uᵀ"), (54, 69, "W", "Wᵀ")):
+    box(38, 18, 20, 14, "patches U x", "#c6d7ea")
+    box(77, 18, 17, 14, "map y", "#dfe9f3")
+    for x0, x1, above, below in ((20, 37, "gather U", "scatter Uᵀ"), (59, 76, "W", "Wᵀ")):
         arrow(x0, 27.5, x1, 27.5)
         arrow(x1, 22.5, x0, 22.5, "--", MIDDLE)
         axis.text((x0 + x1) / 2, 30, above, ha="center", fontsize=6.3)
-        axis.text((x0 + x1) / 2, 18.2, below, ha="center", fontsize=6.3, color=MIDDLE)
-    arrow(10, 42, 79, 42)
-    axis.text(44.5, 44, "Conv2d.forward, TransposeConv2d.backward", ha="center", fontsize=6.3)
-    arrow(79, 9, 10, 9, "--", MIDDLE)
-    axis.text(44.5, 4, "Conv2d.backward, TransposeConv2d.forward", ha="center", fontsize=6.3, color=MIDDLE)
+        axis.text((x0 + x1) / 2, 17.2, below, ha="center", fontsize=6.3, color=MIDDLE)
+    arrow(10, 42, 86, 42)
+    axis.text(48, 44, "Conv2d.forward, TransposeConv2d.backward", ha="center", fontsize=6.3)
+    arrow(86, 9, 10, 9, "--", MIDDLE)
+    axis.text(48, 4, "Conv2d.backward, TransposeConv2d.forward", ha="center", fontsize=6.3, color=MIDDLE)
 
-    blocks = [
-        "Conv2d\n/2",
-        "ReLU",
-        "Conv2d\n/2",
-        "ReLU",
-        "Transpose\nConv2d ×2",
-        "ReLU",
-        "Transpose\nConv2d ×2",
-        "Sigmoid",
-        "MSE",
-    ]
-    x = 97.0
-    for name in blocks:
-        width = 13.5 if "Transpose" in name else 8.6
-        box(x, 18, width, 14, name, "#a8c2df" if "Conv" in name else "#eeeeee", 5)
+    wide = {"Conv2d\n/2": 9.8, "Transpose\nConv2d ×2": 14.5, "Sigmoid": 10.4}
+    half, twice = tuple(wide)[:2]
+    x = 103.0
+    for name in (half, "ReLU", half, "ReLU", twice, "ReLU", twice, "Sigmoid", "MSE"):
+        width = wide.get(name, 7.4)
+        box(x, 18, width, 14, name, "#a8c2df" if "Conv" in name else "#eeeeee", 6)
         x += width + 1.4
-    arrow(98, 42, x - 3, 42)
-    axis.text((100 + x) / 2, 44, "forward: each block keeps what its backward needs", ha="center", fontsize=6.3)
-    arrow(x - 3, 9, 98, 9, "--", MIDDLE)
-    axis.text((100 + x) / 2, 4, "backward: gradients, in reverse order", ha="center", fontsize=6.3, color=MIDDLE)
+    arrow(104, 42, x - 3, 42)
+    axis.text((103 + x) / 2, 44, "forward: each block keeps what its backward needs", ha="center", fontsize=6.3)
+    arrow(x - 3, 9, 104, 9, "--", MIDDLE)
+    axis.text((103 + x) / 2, 4, "backward: gradients, in reverse order", ha="center", fontsize=6.3, color=MIDDLE)
     return figure
 
 
@@ -298,7 +288,7 @@ def growth():
         axis.plot(x, y, "o-", color=DARK, markersize=3)
         axis.axhline(1, color=LIGHT, linewidth=0.8, linestyle="--")
         axis.set_xscale("log")
-        axis.set_xticks(x, [str(value) for value in x], fontsize=6.3)
+        axis.set_xticks(x, [str(value) for value in x], fontsize=6)
         axis.minorticks_off()
         axis.set_xlabel(label)
     axes[0].set_ylabel("ours / torch.nn")
@@ -316,6 +306,8 @@ def sweep():
         axis.minorticks_off()
         axis.tick_params(axis="x", labelsize=6)
         axis.set_title(name, fontsize=7)
+    best = max(value for axis in axes for line in axis.lines for value in line.get_ydata())
+    axes[0].set_ylim(best - 4, best + 0.3)  # some of the largest rates diverge
     axes[0].set_ylabel("PSNR (dB)")
     figure.supxlabel("peak learning rate", fontsize=7.5)
     return figure

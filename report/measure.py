@@ -1,12 +1,10 @@
 """Measures and records what the reports state besides trainings.
 
-    python -m report.measure DATA                       # all but the sweep; DATA holds val_data.pkl; minutes
+    python -m report.measure DATA                       # all; DATA holds val_data.pkl; minutes
     python -m report.measure DATA --only noise scores   # some of it
-    python -m report.measure DATA --sweep PHOTOS        # short trainings of project 2: its optimisers, its sizes
 
 Every measurement is one line of `results/measured.jsonl`: its settings, seed and results, and where, when and with what
-it was made. A new measurement replaces the line of the old one. The sweep appends rows in the format of `experiments`
-to `results/project_2_sweep.jsonl` and can be resumed. Times are only compared within one process.
+it was made. A new measurement replaces the line of the old one. Times are only compared within one process.
 
 Sources: BayesShrink, S. G. Chang et al., IEEE TIP 2000; non-local means, A. Buades et al., CVPR 2005; total variation,
 A. Chambolle, JMIV 2004; all three from scikit-image, with PyWavelets; median and Gaussian filters from SciPy.
@@ -38,8 +36,6 @@ from Miniproject_1.others.data import (
     add_noise,
     cell_means,
     centre_crop,
-    draw_pairs,
-    load_photos,
     noisy_and_clean,
     point_sample,
     psnr,
@@ -58,7 +54,6 @@ SCENES = 40  # procedural scenes that pictures are chosen from
 PHOTO_CELLS = 75  # cells a side of the photograph
 LEVELS = (1.5, 3, 8, 15, 25)  # of Gaussian noise, of 255
 CLASSIC_IMAGES = 100  # validation images that the classics are run on
-SWEEP_PAIRS, SWEEP_SEEDS = 500, (0, 1)
 
 
 def rounded(value, digits=4):
@@ -675,47 +670,6 @@ def compare_precisions(model_class, noisy, clean):
     return {**scores, "difference": {"root_mean_square": mean, "largest": largest}}
 
 
-# ---------------------------------------------------------------------------------------------- sweep of project 2
-
-
-def sweep_variants():
-    """Two dicts {name: (recipe, sizes)}: rates in factors of two, to show an optimum; then other networks."""
-    rates = {
-        "SGD": ({"optimiser": "sgd", "momentum": 0.0}, (1, 2, 4, 8, 16)),
-        "momentum": ({"optimiser": "sgd", "momentum": 0.9}, (0.25, 0.5, 1, 2, 4)),
-        "Adam": ({"optimiser": "adam"}, (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
-        "Muon": ({}, (7.5e-3, 1.5e-2, 3e-2, 6e-2)),
-    }
-    optimisers = {
-        f"{name} {lr:g}": ({**recipe, "lr": float(lr)}, {}) for name, (recipe, lrs) in rates.items() for lr in lrs
-    }
-    shapes = {
-        "kernel 2": ({}, {"kernel": 2}),
-        "kernel 6": ({}, {"kernel": 6}),
-        "nearest upsampling": ({}, {"upsampling": "nearest", "up_kernel": 3}),
-        "64 / 128 channels": ({}, {"width": 64, "deep_width": 128}),
-    }
-    return optimisers, shapes
-
-
-def sweep(data, folder):
-    """Trains what `project_2_sweep.jsonl` does not hold yet."""
-    path, photos = RESULTS / "project_2_sweep.jsonl", load_photos(folder)
-    jobs = [job for part in sweep_variants() for job in itertools.product(SWEEP_SEEDS, part.items())]
-    for seed, (name, (recipe, sizes)) in jobs:
-        rows = read_lines(path)
-        if any((row["variant"], row["seed"], row["pairs"]) == (name, seed, SWEEP_PAIRS) for row in rows):
-            continue
-        model = Model2(seed=seed, device="cpu", recipe=framework.Recipe(**recipe), **sizes)
-        row = {"variant": name, "seed": seed, "pairs": SWEEP_PAIRS, "epochs": 1, "recipe": recipe, "sizes": sizes}
-        began = time.monotonic()
-        model.train(*draw_pairs(photos, SWEEP_PAIRS, seed), 1)
-        row |= {"seconds": round(time.monotonic() - began, 1), **size_2(model)}
-        row["single"] = round(psnr_of_each(model.predict(data[0], ensemble=False), data[1]).mean().item(), 3)
-        write_lines(path, [*rows, row | surroundings(["Miniproject_2"])])
-        print(f"{name}, seed {seed}: {row['single']:.3f} dB, {row['seconds']:.0f} s", flush=True)
-
-
 # ---------------------------------------------------------------------------------------------- command line
 
 MEASUREMENTS = {
@@ -742,11 +696,8 @@ def main(arguments=None):
     parser.add_argument(
         "--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", default=list(MEASUREMENTS), help="default: all"
     )
-    parser.add_argument("--sweep", type=some_path, metavar="PHOTOS", help="train project 2's variants on these instead")
     options = parser.parse_args(arguments)
     data = torch.load(options.data / "val_data.pkl", weights_only=True)
-    if options.sweep:
-        return sweep(data, options.sweep)
     for name in options.only:
         function, folders = MEASUREMENTS[name]
         began = time.monotonic()

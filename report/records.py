@@ -88,13 +88,15 @@ def deviation(values):
 
 
 def spread(values, digits=2, sign=""):
-    """Mean and, of several values, standard deviation: 25.73 ± 0.02."""
+    """Mean and, of several values, standard deviation: 25.73 ± 0.02; three digits where that would be 0.00."""
     values = list(values)
-    text = minus(f"{mean(values):{sign}.{digits}f}")
-    if len(values) < 2:
-        return text
     wide = deviation(values)
-    return f"{text} ± {wide:.{digits if wide >= 0.5 * 10**-digits else 3}f}"
+    if wide is not None and wide < 0.5 * 10**-digits:
+        digits = 3
+    text = minus(f"{mean(values):{sign}.{digits}f}")
+    if wide is None:
+        return text
+    return f"{text} ± {wide:.{digits}f}" if wide >= 0.0005 else f"{text} ± < 0.001"
 
 
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}  # 97.5 % quantiles of Student's t by degrees of freedom
@@ -146,7 +148,6 @@ ABLATIONS = [  # (variant, how the figure calls it), by what they change
     ("SiLU", "SiLU"),
     ("pre-activation", "pre-activation"),
     ("gates", "gates"),
-    ("halves multiplied", "halves multiplied"),
     ("inputs x1", "inputs × 1"),
     ("inputs x8", "inputs × 8"),
     ("batch 8", "batch 8"),
@@ -165,13 +166,12 @@ DRAWS = [
     ("means of 7 noisy targets", 7),
     ("means of 15 noisy targets", 15),
 ]
-PHOTOS = [("an eighth of the photos", 0.125), ("half of the photos", 0.5), (ONE, 1.0)]
 PAIRS = (500, 1000, 2000, 4000, 7800, 15600, 50000)
-MUON = [("Muon 1e-3", 1e-3), ("Muon 2e-3", 2e-3), (ONE, 4e-3), ("Muon 8e-3", 8e-3)]
+MUON = [("Muon 1e-3", 1e-3), ("Muon 2e-3", 2e-3), (ONE, 4e-3), ("Muon 8e-3", 8e-3), ("Muon 1.6e-2", 1.6e-2)]
 ADAM = [(f"Adam alone {text}", float(text)) for text in ("1e-3", "2e-3", "4e-3", "8e-3")]
 BATCHES = [("batch 8", 8), (ONE, 16), ("batch 32", 32)]
 FEW, AGAIN = (104, 500, 1000), "few pairs over again"
-SHORT = {"images weighted alike": "no weighting", "no pixel swap": "no swap"}  # where there is little room
+SHORT = {"images weighted alike": "weighting", "no pixel swap": "swap"}  # where there is little room
 SETTINGS = ("no pixel swap", "images weighted alike", "no averaging", "no negatives")  # of the recipe
 RECIPE_RUNS = [  # many pairs seen once, few pairs seen often
     {"pairs": pairs, "epochs": epochs, "key": key}
@@ -188,8 +188,9 @@ QUOTED = (  # the ablations whose differences the text quotes
     "images weighted alike",
 )
 CHOICES = {  # of the original for its U-Net: variant, and how the table calls it
+    "the original's U-Net, our recipe": "our recipe",
     "the original's U-Net, batch normalisation": "batch norm, batch 8",
-    "the original's U-Net, batch normalisation, batch 32": "batch norm, batch 32, not 8",
+    "the original's U-Net, batch normalisation, batch 32": "batch norm and batch 32",
     "the original's U-Net, max pooling": "max pooling",
     "the original's U-Net, ReLU": "ReLU, not LeakyReLU",
     "the original's U-Net, no flips": "no flips",
@@ -210,28 +211,32 @@ def first_facts():
         result[f"mean.{name}"] = f"{mean(data.of(variant).values()):.2f}"
     for pairs, *_, gain in few_table(data)[:1]:
         result |= {"few.pairs": pairs, "few.gain": gain}
-    few, base = data.of(BOTH, min(PAIRS)), data.of(BOTH)
     rows = RECIPE_RUNS[-1]
     small = data.of(ONE, rows["pairs"], rows["epochs"])
     plain, normed = ("the original's U-Net, Adam 3e-4, batch 32", "the original's U-Net, batch normalisation, batch 32")
-    batches = mean(data.of(normed).values()) - mean(data.of(plain).values())
+    batches = data.differences(normed, base=plain)
     result |= {
-        "cost.few": spread(base[seed] - few[seed] for seed in few),
         "cost.photos": spread(-value for value in data.differences("an eighth of the photos")),
+        "cost.recipe": spread(-value for value in data.differences("the original's recipe")),
+        "cost.unet": spread(-value for value in data.differences("the original's U-Net, our recipe")),
         "cost.narrow": spread(-value for value in data.differences("width 24")),
         "small": spread(small.values()),
         "one.base": spread(data.of(ONE).values()),
-        "norm.batch": minus(f"{batches:.2f}"),
-        "norm.n": str(min(len(data.of(name)) for name in (plain, normed))),
+        "norm.batch": spread(batches, 2, "+"),
+        "norm.n": str(len(batches)),
         "noise.least": f"{min(scores['input_of_each']):.1f}",
         "noise.most": f"{max(scores['input_of_each']):.1f}",
         "shipped.pairs": millions(networks["shipped_1"]["pairs_seen"], 1),
+        "shipped.width": str(networks["shipped_1"]["sizes"]["width"]),
+        "shipped.blocks": str(networks["shipped_1"]["sizes"]["blocks"]),
     }
     result["diff.clean.wide"] = gaps(data)
     result["diff.batch"] = spread(data.differences("batch 8"), 2, "+")
+    result["diff.batch.verdict"] = verdict(data.differences("batch 8"))
     best = max(ADAM, key=lambda entry: mean(data.of(entry[0]).values()))
     result["diff.muon.adam"] = spread([-value for value in data.differences(best[0])])
     result["lr.adam.best"], result["lr.muon.best"] = f"{best[1]:g}", f"{best_of(data, MUON):g}"
+    inside = best[1] != ADAM[-1][1] and best_of(data, MUON) != MUON[-1][1]
     result |= {
         "pairs.base": count(BASE),
         "pairs.few": count(min(PAIRS)),
@@ -241,10 +246,10 @@ def first_facts():
         "n.base": str(len(data.differences(ABLATIONS[0][0]))),
         "n.rates": " or ".join(str(n) for n in sorted({len(data.of(name)) for name, _ in MUON + ADAM + BATCHES})),
         "cost.noisy": spread(data.differences("clean targets")),
-        "muon.edge": "the largest rate tried" if best_of(data, MUON) == MUON[-1][1] else "inside the range tried",
-        "adam.edge": "the largest rate tried" if best[1] == ADAM[-1][1] else "inside the range tried",
+        "lr.edges": "inside the ranges tried" if inside else "at the edge of the ranges tried",
         "late.SiLU": spread(data.differences("SiLU", max(PAIRS)), 2, "+"),
         "late.gates": spread(data.differences("gates", max(PAIRS)), 2, "+"),
+        "n.settings": str(len(data.differences(SETTINGS[0], **RECIPE_RUNS[0]))),
         "n.late": str(len(data.differences("SiLU", max(PAIRS)))),
         "variants": count(len({r["variant"] for r in data.rows} | {(r["experiment"], r["target"]) for r in paper})),
         "runs": count(len(data.rows) + len(paper)),
@@ -297,11 +302,9 @@ def first_facts():
         "median": f"{statistics.median(of_each):.1f}",
         "worst": f"{of_each[0]:.1f}",
     }
-    inputs = scores["input_of_each"]
-    result["with.input"] = f"{statistics.correlation(inputs, scores['of_each_1']):.2f}"
     result["scenes"] = count(known["pictures"]["scenes"])
     result |= grid_facts(data, original) | paper_facts()
-    variant, label = next(iter(CHOICES.items()))
+    variant, label = next((variant, label) for variant, label in CHOICES.items() if "batch norm" in label)
     result[f"choice.{label}"] = spread(data.differences(variant, base=UNET), 2, "+")
     result["n.choices"] = str(len(data.differences(next(iter(CHOICES)), base=UNET)))
     classics = known["classics"]
@@ -349,17 +352,25 @@ def grid_facts(data, original):
 
 
 def form_table(data, original):
-    """The original's table of results, and the same trainings here; empty without them."""
-    found = []
-    for label, key, variant in (("U-Net", "unet", UNET), ("Noise2Noise", "noise2noise", NOISE2NOISE)):
-        settings, epochs = [original["lr"], str(original["batch"])], original["epochs"]
-        here = {key: list(data.of(variant, max(PAIRS), epochs, key).values()) for key in ("single", "seconds")}
-        if here["single"]:
-            minutes = mean(here["seconds"]) / 60 / epochs
-            found += [
-                [f"{label}, as reported", *settings, f"{original[key]['psnr']:.2f}", f"{original[key]['minutes']}"],
-                [f"{label}, here", *settings, spread(here["single"]), f"{minutes:.1f}"],
-            ]
+    """The original's table of results; below each line, the same training here, and that with the best settings."""
+    found, epochs = [], original["epochs"]
+
+    def here(label, variant, rate, batch):
+        scores, seconds = (data.of(variant, max(PAIRS), epochs, key).values() for key in ("single", "seconds"))
+        return [[label, rate, str(batch), spread(scores), f"{mean(seconds) / 60 / epochs:.1f}"]] if scores else []
+
+    settings = original["lr"], original["batch"]
+    for label, key, network, variant in (
+        ("U-Net", "unet", "U-Net", UNET),
+        ("Noise2Noise", "noise2noise", "Noise2Noise network", NOISE2NOISE),
+    ):
+        best = best_setting(data, network)
+        rate, batch = search(data, network)[best]
+        found += [
+            [f"{label}, as reported", *map(str, settings), *(str(original[key][of]) for of in ("psnr", "minutes"))]
+        ]
+        found += here(f"{label}, here", variant, *settings)
+        found += here(f"{label}, best settings", best, f"{rate:.0e}".replace("e-0", "e-"), batch)
     return found
 
 
@@ -387,10 +398,10 @@ def paper_table():
     found = []
     for name, targets in paper_results().items():
         first = next(iter(targets["noisy"].values()))
-        scores = {target: [row["single"] for row in seeds.values()] for target, seeds in targets.items()}
-        cells = [name, first["loss"].replace("l", "L"), f"{first['noisy']:.2f}", spread(scores["noisy"])]
-        cells += [spread(scores["clean"]), spread(paper_differences(targets), 2, "+")]
-        found.append([*cells, spread(scores["noisy, L2"]) if "noisy, L2" in scores else "—"])
+        scores = {target: f"{mean(row['single'] for row in seeds.values()):.2f}" for target, seeds in targets.items()}
+        cells = [name, first["loss"].replace("l", "L"), f"{first['noisy']:.2f}", scores["noisy"]]
+        cells += [scores["clean"], spread(paper_differences(targets), 2, "+")]
+        found.append([*cells, scores.get("noisy, L2", "—")])
     return found
 
 
@@ -485,13 +496,14 @@ def first_tables():
         trained("original's U-Net", UNET, BASE, size["unet"]),
         trained("original's Noise2Noise", NOISE2NOISE, BASE, size["noise2noise"]),
         trained("ours", "ours", BASE, size["ours"]),
-        trained("variant, clean targets", "clean targets", BASE, base),
+        trained("base", ONE, BASE, base),
+        trained("base, clean targets", "clean targets", BASE, base),
         trained("ours", "ours", max(PAIRS), size["ours"]),
-        trained("variant, both directions", BOTH, max(PAIRS), base),
-        trained("variant, one direction", ONE, max(PAIRS), base),
-        trained("variant, clean targets", "clean targets", max(PAIRS), base),
+        trained("base, both directions", BOTH, max(PAIRS), base),
+        trained("base", ONE, max(PAIRS), base),
+        trained("base, clean targets", "clean targets", max(PAIRS), base),
         *(
-            trained(f"variant, one direction, {epochs} passes", ONE, max(PAIRS), base, epochs)
+            trained(f"base, {epochs} passes", ONE, max(PAIRS), base, epochs)
             for epochs in data.repeated(ONE, max(PAIRS))[-1:]
         ),
         [
@@ -528,7 +540,7 @@ def first_tables():
         "networks": networks_rows,
         "classics": classics_table(known["classics"]),
         "original": original_table(data, known, original),
-        "settings": settings_table(data, SETTINGS, *RECIPE_RUNS, digits=2),
+        "settings": [[name, *cells] for name, _, *cells in settings_table(data, SETTINGS, *RECIPE_RUNS, digits=2)],
         "few": few_table(data),
         "form": form_table(data, original),
         "paper": paper_table(),
@@ -566,7 +578,7 @@ def settings_table(data, variants, *columns, digits=3):
         differences = [data.differences(variant, **column) for column in columns]
         if all(differences):
             cells = (spread(values, digits, "+") for values in differences)
-            found.append([SHORT.get(variant, variant), str(len(differences[0])), *cells])
+            found.append([SHORT.get(variant, variant.removeprefix("no ")), str(len(differences[0])), *cells])
     return found
 
 
@@ -586,7 +598,7 @@ def original_table(data, known, original):
 
     def judged(differences):
         digits = 2 if abs(mean(differences)) >= 0.025 else 3
-        return f"{verdict(differences)}: {spread(differences, digits, '+')} dB"
+        return f"{verdict(differences)}: {spread(differences, digits, '+')}"
 
     def to_ours(variant):
         return judged(data.differences(variant))
@@ -596,7 +608,8 @@ def original_table(data, known, original):
     lost = " and ".join(minus(f"{mean(data.differences(variant)):.2f}") for variant in (UNET, NOISE2NOISE))
     return [
         [f"Noise2Noise over U-Net: {gap:.2f} dB", judged(data.differences(NOISE2NOISE, base=UNET))],
-        [f"both with Adam at {original['lr']}", f"{lost} dB to ours"],
+        ["both networks with its recipe", f"{lost} against the base"],
+        ["its recipe, all of it", to_ours("the original's recipe")],
         ["constant learning rate", to_ours("constant rate")],
         [f"batch {original['batch']}, not 16", to_ours("batch 8")],
         ["flips, not equivariance", to_ours("not equivariant, flips alone")],
@@ -607,29 +620,27 @@ def original_table(data, known, original):
             for variant, label in CHOICES.items()
             if (found := data.differences(variant, base=UNET))
         ),
-        ["recursive evaluation", f"{scores[0]:.2f} dB, the second time {scores[1]:.2f}"],
+        ["recursive evaluation", f"{scores[0]:.2f}, the second time {scores[1]:.2f}"],
     ]
 
 
 # ---------------------------------------------------------------------------------------------- report 2
 
-SWEEP = 500  # pairs of the short trainings
-SHAPES = ("kernel 2", "kernel 6", "nearest upsampling", "64 / 128 channels", "no pixel swap", "no averaging")
-OURS_2 = "Muon 0.015"  # the default
+SHAPES = ("kernel 2", "kernel 6", "nearest upsampling, kernel 3", "64 / 128 channels", "128 / 256 channels")
 
 
 def sweep_rates(data):
-    """{optimiser: [(rate, [dB of each seed])]} of the short trainings."""
+    """{optimiser: [(rate, [dB of each seed])]}."""
     found = {}
     for name in ("SGD", "momentum", "Adam", "Muon"):
         rates = sorted(
             {
                 float(v.split()[1])
                 for r in data.rows
-                if (v := r["variant"]).startswith(f"{name} ") and r["pairs"] == SWEEP and len(v.split()) == 2
+                if (v := r["variant"]).startswith(f"{name} ") and r["pairs"] == BASE and len(v.split()) == 2
             }
         )
-        found[name] = [(rate, list(data.of(f"{name} {rate:g}", SWEEP).values())) for rate in rates]
+        found[name] = [(rate, list(data.of(f"{name} {rate:g}").values())) for rate in rates]
     return {name: points for name, points in found.items() if points}
 
 
@@ -642,6 +653,7 @@ def second_facts():
         "input": f"{scores_input(scores):.2f}",
         "shipped": f"{scores['passes_2'][0]:.2f}",
         "shipped.ensemble": f"{scores['ensemble_2']:.2f}",
+        "shipped.pairs": millions(networks["shipped_2"]["pairs_seen"]),
         "shipped.worse": made_worse(scores, 2),
         "passes.two": f"{scores['passes_2'][1]:.2f}",
         "passes.five": f"{scores['passes_2'][4]:.2f}",
@@ -713,15 +725,17 @@ def scores_input(scores):
 
 
 def sweep_facts(data):
-    result, rates = {"sweep.pairs": count(SWEEP)}, sweep_rates(data)
+    result, rates = {"sweep.pairs": count(BASE)}, sweep_rates(data)
     for name, points in rates.items():
         rate, values = max(points, key=lambda point: mean(point[1]))
         result |= {f"sweep.{name}": spread(values), f"sweep.{name}.rate": f"{rate:g}"}
     counts = {len(values) for points in rates.values() for _, values in points}
-    rate = float(OURS_2.split()[1])
+    rate = next(row["recipe"]["lr"] for row in data.rows if row["variant"] == "ours")
     muon = {rate: mean(values) for rate, values in rates["Muon"]}
-    result |= {"sweep.ours": f"{rate:g}", "sweep.below": f"{max(muon.values()) - muon[rate]:.2f}"}
-    result["sweep.n"] = str(len(data.differences(SHAPES[0], SWEEP, OURS_2)))
+    below = max(muon.values()) - muon[rate]
+    place = f"{below:.2f} dB below its best here" if below else "its best here"
+    result |= {"sweep.ours": f"{rate:g}", "sweep.place": place}
+    result["shapes.n"] = str(len(data.differences(SHAPES[0])))
     result["sweep.seeds"] = "two" if counts == {2} else "one or two" if counts == {1, 2} else "one"
     result["momentum"] = str(next(r["recipe"]["momentum"] for r in data.rows if r["variant"].startswith("momentum ")))
     result["sweep.low"], result["sweep.high"] = sweep_gain(rates)
@@ -754,9 +768,9 @@ def second_tables():
     rounding, bench = known["rounding"], known["benchmark"]
     shapes = []
     for variant in SHAPES:
-        differences = data.differences(variant, SWEEP, OURS_2)
+        differences = data.differences(variant)
         if differences:
-            row = next(row for row in data.rows if row["variant"] == variant and row["pairs"] == SWEEP)
+            row = next(row for row in data.rows if row["variant"] == variant and row["pairs"] == BASE)
             cost = f"{row['multiply_adds'] / 1024 / 1000:.0f}"
             shapes.append([variant, millions(row["parameters"]), cost, spread(differences, 2, "+")])
     scores = known["scores"]

@@ -180,12 +180,17 @@ def test_the_search_of_the_original_is_sorted_and_its_best_setting_found(results
 def test_the_table_of_the_original_beside_the_same_trainings_here(results):
     own = {"psnr": 25.63, "minutes": 3.9}
     original = {"lr": "3e-4", "batch": 8, "epochs": 3, "unet": own, "noise2noise": own}
-    assert records.form_table(records.Trainings(1), original) == []
-    row = {"variant": records.UNET, "pairs": 50_000, "epochs": 3, "single": 25.5, "seconds": 360.0}
-    results("project_1.jsonl", row)
-    reported, here = records.form_table(records.Trainings(1), original)
-    assert reported == ["U-Net, as reported", "3e-4", "8", "25.63", "3.9"]
-    assert here == ["U-Net, here", "3e-4", "8", "25.50", "2.0"]
+    networks = "U-Net", "Noise2Noise network"
+    found = [(f"the original's {name}, Adam 1e-3, batch 4", {"single": 25.0}) for name in networks]
+    long = {"pairs": 50_000, "epochs": 3, "seconds": 360.0}
+    found += [(records.UNET, long | {"single": 25.5}), (found[0][0], long | {"single": 25.7})]
+    results("project_1.jsonl", *({"variant": name} | row for name, row in found))
+    assert records.form_table(records.Trainings(1), original) == [
+        ["U-Net, as reported", "3e-4", "8", "25.63", "3.9"],
+        ["U-Net, here", "3e-4", "8", "25.50", "2.0"],
+        ["U-Net, best settings", "1e-3", "4", "25.70", "2.0"],
+        ["Noise2Noise, as reported", "3e-4", "8", "25.63", "3.9"],
+    ]
 
 
 @pytest.mark.parametrize("job", experiments.JOBS.values(), ids=experiments.JOBS)
@@ -202,7 +207,8 @@ def test_old_names_are_read_as_todays(results):
 def test_spread():
     assert records.spread([25.0]) == "25.00"
     assert records.spread([25.0, 26.0]) == "25.50 ± 0.71"
-    assert records.spread([-0.101, -0.103], sign="+") == "\N{MINUS SIGN}0.10 ± 0.001"
+    assert records.spread([-0.101, -0.103], sign="+") == "\N{MINUS SIGN}0.102 ± 0.001"
+    assert records.spread([0.1, 0.1]) == "0.100 ± < 0.001"
 
 
 def test_verdict_is_that_of_students_t_test():
