@@ -167,7 +167,7 @@ class Scaled(ResidualUNet):
 class Flat(nn.Module):
     """Residual blocks at full resolution only."""
 
-    multiple, predicts_noise = 1, True
+    multiple, border, predicts_noise = 1, 0, True
 
     def __init__(self, width, blocks):
         super().__init__()
