@@ -1372,9 +1372,9 @@ def subsample(images):
 def bands(size, count=16, width=16):
     """The places along an axis that are looked at: all, or so many evenly spaced bands: a corner may be black."""
     if size <= count * width:
-        return arange(size)
-    starts = arange(count) * (size - width) // (count - 1)
-    return (starts[:, None] + arange(width)).flatten()
+        return arange(size, device="cpu")
+    starts = arange(count, device="cpu") * (size - width) // (count - 1)
+    return (starts[:, None] + arange(width, device="cpu")).flatten()
 
 
 def blocks(images, side=16):
