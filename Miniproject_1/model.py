@@ -49,8 +49,8 @@ PRETRAINED = Path(__file__).resolve().parent / "bestmodel.pth"
 LOSSES = ("l2", "l1", "l0")
 
 
-def whole_number(value, name, smallest):
-    """A plain int of at least `smallest` from anything that counts as one, such as a NumPy integer."""
+def whole_number(value, name, smallest, largest=math.inf):
+    """A plain int, from `smallest` to `largest`, from anything that counts as one, such as a NumPy integer."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -59,6 +59,8 @@ def whole_number(value, name, smallest):
         raise TypeError(f"{name} must be a whole number; got {value!r}")
     if number < smallest:
         raise ValueError(f"{name} must be at least {smallest}; got {number}")
+    if number > largest:
+        raise ValueError(f"{name} must be at most {largest}; got {number}")
     return number
 
 
@@ -1255,7 +1257,7 @@ class Model:
         network: 'residual_unet' (ours), 'unet' or 'noise2noise' (the two of the original report).
         in_channels: channels of the images.
         recipe: how `train` learns; see `Recipe`.
-        seed: for the initial weights and every random draw in training.
+        seed: from 0 to 2**62, for the initial weights and every random draw in training.
         device: where to compute; None: CUDA if it works.
         precision: of the convolutions, in training and prediction: 'float32', or 'bfloat16', which is about twice as
             fast on processors that multiply it, and costs less than 0.001 dB; None uses it on these. The residual
@@ -1282,7 +1284,7 @@ class Model:
         autocast(self.device, precision)  # ValueError now, not after the work
         if not isinstance(recipe, Recipe | None):
             raise TypeError(f"recipe must be a Recipe or None; got {type(recipe).__name__}")
-        self.recipe, self.seed, self.precision = recipe or Recipe(), whole_number(seed, "seed", 0), precision
+        self.recipe, self.seed, self.precision = recipe or Recipe(), whole_number(seed, "seed", 0, 2**62), precision
         self.pairs_seen, self.noise, self.chosen_views, self.value_ranges = 0, None, None, {}
         self.name, self.in_channels = network, whole_number(in_channels, "in_channels", 1)
         self.sizes = all_sizes(NETWORKS[network], sizes)

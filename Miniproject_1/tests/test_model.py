@@ -1266,6 +1266,8 @@ def test_seeds_are_whole_numbers_from_0():
     assert torch.equal(weights(Model(width=8, seed=numpy.int64(3))), weights(Model(width=8, seed=3)))
     with pytest.raises(ValueError, match="seed must be at least 0"):
         Model(seed=-1)
+    with pytest.raises(ValueError, match="seed must be at most"):
+        Model(seed=2**64)
 
 
 def test_names_of_files_may_be_as_long_as_the_system_takes(tmp_path):
