@@ -139,6 +139,9 @@ MARGIN, BLENDED = 56, 16  # pixels, at least, at a tile's edge that are discarde
 SMALLEST = 16  # pixels a side: smaller images are padded by mirroring; no training image was so small
 NARROW = 4  # pixels a side: narrower images are only clipped; mirrored, their noise looks like texture
 VIEWED = 64  # pairs on which `train` judges the views that self-ensembles average, and what it has gained
+COARSE, AGREEING = 0.36, 0.97  # see `coarse_difference`: a larger share, less correlated, shows different scenes
+DISPLACED = 0.025  # see `displaced_share`; stripes reach 0.02
+CONTRAST = 0.05  # see `contrast_difference`
 NO_GAIN = 0.99  # of the squared error: if more is left after a training, it has been in vain
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 ONE_AT_A_TIME = threading.Lock()  # for code that seeds torch's global generator
@@ -734,6 +737,90 @@ def line_products(blocks, axis):
     return pairs.mean((1, 2)) / (count * (count - 1))
 
 
+def mismatch(noisy_a, noisy_b):
+    """What speaks against pairs (N, C, H, W) in [0, 255] being two noisy versions of the same images, or ''."""
+    a, b = subsample(noisy_a), subsample(noisy_b.to(noisy_a.device))
+    share, agreement = coarse_difference(a, b)
+    if share > COARSE and agreement < AGREEING:
+        return (
+            f"noisy_a and noisy_b seem to show different scenes: {share:.0%} of their difference is left in means over "
+            f"8 x 8 pixels, and within an image these means correlate by only {agreement:.2f}. Check the order of the "
+            "images, their orientation and their channels. Only noise that is blurred by two pixels or more looks alike"
+        )
+    (moved, error), (slope, slope_error) = displaced_share(a, b), contrast_difference(a, b)
+    if moved > DISPLACED + 2 * error:
+        return (
+            f"noisy_a and noisy_b seem to be displaced: {moved:.0%} of their difference follows the slopes of the "
+            "images. The model learns to blur what moves. Align them first"
+        )
+    if abs(slope) > CONTRAST + 2 * slope_error:
+        return (
+            f"noisy_a and noisy_b differ in contrast by {abs(slope):.0%}: the model learns that difference too. Scale "
+            "both to the same exposure first"
+        )
+    return ""
+
+
+def coarse_means(images, side=8):
+    """(N, C, H, W) -> means over cells of `side` x `side`, whole ones only."""
+    h, w = (size - size % side for size in images.shape[2:])
+    return images[:, :, :h, :w].unflatten(3, (-1, side)).unflatten(2, (-1, side)).mean((3, 5))
+
+
+def coarse_difference(a, b):
+    """How much the coarse means of the images differ: (their share of the power of a - b, their correlation).
+
+    Noise averages out in them: white noise has a share of 1/64, noise that a camera has blurred up to 0.3. Different
+    scenes have more. The correlation is that within the images. (0, 1) if images are too small to tell.
+    """
+    difference = a - b - (a - b).mean((0, 2, 3), keepdim=True)
+    power = difference.square().mean()
+    if min(a.shape[2:]) < 16 or not power:
+        return 0.0, 1.0
+    a, b = (means - means.mean((2, 3), keepdim=True) for means in (coarse_means(a), coarse_means(b)))
+    agreement = (a * b).mean() / (a.square().mean() * b.square().mean()).sqrt().clamp(min=1e-12)
+    return (coarse_means(difference).square().mean() / power).item(), agreement.item()
+
+
+def contrast_difference(a, b):
+    """By what share the contrast of a exceeds that of b, and its standard error.
+
+    It is the slope of the coarse means of a - b against those of their mean, within blocks of 4 x 4. The latter are
+    taken beside the former, whose noise they would share.
+    """
+    if min(a.shape[2:]) < 16:
+        return 0.0, math.inf
+    difference, image = (blocks(coarse_means(images), side=4) for images in (a - b, (a + b) / 2))
+    difference, image = (part - part.mean((2, 3), keepdim=True) for part in (difference, image))
+    left, right = image[..., :-1], image[..., 1:]
+    beside = difference[..., :-1] * right + difference[..., 1:] * left
+    return ratio(beside.mean((1, 2, 3)) / 2, (left * right).mean((1, 2, 3)))
+
+
+def displaced_share(a, b):
+    """The share of the power of a - b that a displacement explains, and its standard error.
+
+    Images displaced by a little differ by their slope times the displacement. That is fitted on the left part of each
+    block, and tried on its right part, and vice versa: noise, of whatever kind, is not alike in both.
+    """
+    a, b = (blocks(images)[:: 1 + images.numel() // 2**22] for images in (a, b))
+    if min(a.shape[2:]) < 16:
+        return 0.0, math.inf
+    difference, smooth = a - b - (a - b).mean((2, 3), keepdim=True), (a + b) / 2
+    for _ in range(2):
+        smooth = (smooth[:, :, 1:] + smooth[:, :, :-1]) / 2
+        smooth = (smooth[..., 1:] + smooth[..., :-1]) / 2
+    down, right = smooth[:, :, 2:, 1:-1] - smooth[:, :, :-2, 1:-1], smooth[:, :, 1:-1, 2:] - smooth[:, :, 1:-1, :-2]
+    slopes, difference = torch.stack([down, right], 1), difference[:, :, 2:-2, 2:-2]
+    halves = [(slopes[..., part].flatten(2), difference[..., part].flatten(1)) for part in (slice(5), slice(-5, None))]
+    squares = [slope @ slope.mT for slope, _ in halves]  # (blocks, 2, 2)
+    moments = [slope @ values[:, :, None] for slope, values in halves]  # (blocks, 2, 1)
+    ridge = (0.3 * sum(squares).diagonal(dim1=1, dim2=2).mean() / 2 + 1e-12) * torch.eye(2, device=a.device)
+    fits = [(square + ridge).inverse() @ moment for square, moment in zip(squares, moments, strict=True)]
+    explained = (moments[1] * fits[0] + moments[0] * fits[1]).sum((1, 2))
+    return ratio(explained, sum(values.square().sum(1) for _, values in halves))
+
+
 def ratio(numerators, denominators):
     """sum(numerators) / sum(denominators) over the blocks, and its standard error; (0, inf) where there is none."""
     count, total = len(numerators), denominators.sum().item()
@@ -1104,16 +1191,23 @@ def warn_of_range(images):
 
 
 def warn_of_equal_images(noisy_a, noisy_b):
-    """Trained on equal images, a network will keep the noise."""
+    """Trained on equal images, a network will keep the noise. A few may be so by chance, where there is no noise."""
     noisy_b = noisy_b.to(noisy_a.device)
     if noisy_a.dtype != noisy_b.dtype:
         noisy_a, noisy_b = noisy_a.float(), noisy_b.float()
-    if torch.equal(noisy_a, noisy_b):
+    equal = sum(map(torch.equal, noisy_a, noisy_b))
+    if equal > len(noisy_a) / 20:
+        which = "noisy_a and noisy_b" if equal == len(noisy_a) else f"{equal} of {len(noisy_a)} pairs"
         warnings.warn(
-            "noisy_a and noisy_b are equal, noise included: the model learns to keep it. Pass two versions of the same "
-            "images, with independent noise",
+            f"{which} are equal, noise included: the model learns to keep it. Pass two versions of the same images, "
+            "with independent noise",
             stacklevel=4,
         )
+
+
+def warn_of_mismatch(noisy_a, noisy_b):
+    if found := mismatch(noisy_a, noisy_b):
+        warnings.warn(found, stacklevel=4)
 
 
 def warn_of_narrow_images(images):
@@ -1351,7 +1445,8 @@ class Model:
 
         Args:
             noisy_a, noisy_b: (N, C, H, W) in [0, 255], any real dtype, any H x W: two noisy versions of the same
-                images, with independent noise. Other scales, and the same images twice, give a warning.
+                images, with independent noise. Other scales, the same images twice, and images that do not match give a
+                warning.
             epochs: passes over the pairs; `num_epochs` is another name for it. From an image larger than 64 x 64, an
                 epoch takes as many random patches as cover its area. With few pairs, fresh weights get more epochs
                 than asked for: until they have seen 2,000 of 32 x 32, at most 20; see `Recipe.min_pairs`.
@@ -1369,7 +1464,7 @@ class Model:
                 learnt for both; turn `negatives` off if that is too much.
             Pictures look alike in other views, such as with the channels reversed: measured, see `choose_views`.
             Its strength varies between images: with "l2" each is weighted by its own noise, half the mean squared
-                difference of its pair. In displaced images, that is not noise: align them first.
+                difference of its pair. In displaced images, that is not noise.
 
         Raises TypeError or ValueError for unsuitable pairs, RuntimeError if a GPU runs out of memory or if the weights
         are no longer finite at the end.
@@ -1379,6 +1474,7 @@ class Model:
         for images in (noisy_a, noisy_b):
             warn_of_range(images)
         warn_of_equal_images(noisy_a, noisy_b)
+        warn_of_mismatch(noisy_a, noisy_b)
         warn_of_narrow_images(noisy_a)
         recipe = self.recipe_for(noisy_a, noisy_b)
         if recipe.loss == "l2":  # a median or a mode may agree where means differ

@@ -1246,6 +1246,19 @@ def test_the_same_images_twice_give_a_warning():
             Model(width=8).train(noisy, again, 1)
 
 
+def test_some_of_the_images_twice_give_a_warning():
+    noisy_a, noisy_b = noisy_versions(smooth_images(40))
+    noisy_b[:3] = noisy_a[:3]
+    with pytest.warns(UserWarning, match="3 of 40 pairs are equal"):
+        Model(width=8).train(noisy_a, noisy_b, 1)
+
+
+def test_pairs_that_do_not_match_give_a_warning():
+    noisy_a, noisy_b = noisy_versions(smooth_images(40))
+    with pytest.warns(UserWarning, match="different scenes"):
+        Model(width=8).train(noisy_a, noisy_b.flip(3), 1)
+
+
 def test_the_second_images_may_not_have_another_scale_either():
     noisy_a, noisy_b = noisy_versions(smooth_images(8))
     with pytest.warns(UserWarning, match=r"values must be in \[0, 255\]"):

@@ -676,6 +676,19 @@ def test_the_same_images_twice_are_warned_of():
             small().train(noisy_a, again)
 
 
+def test_some_of_the_images_twice_are_warned_of():
+    noisy_a, noisy_b, _ = pictures(40, 16, 16)
+    noisy_b[:3] = noisy_a[:3]
+    with pytest.warns(UserWarning, match="3 of 40 pairs are equal"):
+        small().train(noisy_a, noisy_b)
+
+
+def test_pairs_that_do_not_match_are_warned_of():
+    noisy_a, noisy_b, _ = pictures(40, 32, 32)
+    with pytest.warns(UserWarning, match="different scenes"):
+        small().train(noisy_a, noisy_b.flip(3))
+
+
 def test_predictions_made_in_inference_mode_can_be_changed_outside():
     with torch.inference_mode():
         prediction = small().predict(torch.full((1, 3, 8, 8), 9.0))

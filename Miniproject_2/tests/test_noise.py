@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolate
 
 from Miniproject_1 import model as project_1
 from Miniproject_2 import model as ours
@@ -120,6 +120,57 @@ def test_equal_images_tell_nothing(images):
     assert not any(math.isnan(value) for value in (*vars(noise).values(), *noise.errors) if isinstance(value, float))
 
 
+def shuffled(images):
+    order = torch.arange(len(images))
+    order[: len(images) // 2] = order[: len(images) // 2].roll(1)
+    return images[order]
+
+
+def turned(images, degrees=2):
+    angle = math.radians(degrees)
+    matrix = torch.tensor([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]])
+    grid = affine_grid(matrix.expand(len(images), -1, -1), images.shape, align_corners=False)
+    return grid_sample(images, grid, align_corners=False)
+
+
+MISMATCHES = {
+    "mirrored": (lambda images: images.flip(3), "different scenes"),
+    "channels reversed": (lambda images: images.flip(1), "different scenes"),
+    "half of the pairs mixed up": (shuffled, "different scenes"),
+    "displaced by a pixel": (lambda images: images.roll(1, 3), "displaced"),
+    "turned by two degrees": (turned, "displaced"),
+    "less contrast": (lambda images: 128 + 0.8 * (images - 128), "contrast"),
+}
+
+
+@pytest.mark.parametrize("project", [project_1, ours], ids=["project 1", "project 2"])
+@pytest.mark.parametrize("change, message", MISMATCHES.values(), ids=MISMATCHES)
+def test_pairs_that_do_not_match_are_told_from_noise(change, message, project):
+    white = torch.randn(2, 40, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    clean = scenes(40, 64, 64)
+    assert message in project.mismatch(clean + 10 * white[0], change(clean) + 10 * white[1])
+
+
+@pytest.mark.parametrize("project", [project_1, ours], ids=["project 1", "project 2"])
+@pytest.mark.parametrize("kind", [blurred, enlarged, in_rows, in_columns, drifting, sampled])
+@pytest.mark.parametrize("clean", [scenes(40, 64, 64), torch.full((40, 3, 64, 64), 120.0), scenes(300)])
+def test_noise_of_many_kinds_is_no_mismatch(clean, kind, project):
+    generator = torch.Generator().manual_seed(0)
+
+    def white(*size):
+        return torch.randn(size or clean.shape, generator=generator)
+
+    assert not project.mismatch(kind(clean, white), kind(clean, white))
+    assert not project.mismatch(clean + 5 * white(), clean + 25 * white())
+
+
+@pytest.mark.parametrize("project", [project_1, ours], ids=["project 1", "project 2"])
+def test_a_mismatch_does_not_show_in_too_few_pixels(project):
+    for size in ((1, 3, 1, 1), (9, 1, 8, 8), (1, 3, 16, 16), (2, 3, 17, 40)):
+        images = scenes(*size[:1], *size[2:])
+        assert not project.mismatch(images, images) and not project.mismatch(images, images + torch.randn(images.shape))
+
+
 def test_large_sets_cost_no_more():
     noisy = torch.zeros(1, 3, 32, 32, dtype=torch.uint8).expand(2_000_000, -1, -1, -1)
     assert not ours.measure_noise(noisy, noisy).exchangeable
@@ -138,6 +189,10 @@ def test_both_projects_measure_alike():
         "products",
         "line_products",
         "ratio",
+        "mismatch",
+        "coarse_means",
+        "coarse_difference",
+        "contrast_difference",
         "least_epochs",
     ):
         assert inspect.getsource(getattr(ours, name)) == inspect.getsource(getattr(project_1, name)), name
