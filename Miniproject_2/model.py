@@ -130,7 +130,7 @@ CHUNK = 2**17  # pixels predicted at once, about 1 kB of work space each
 TILE = 256  # pixels a side, a multiple of 4: images of more than CHUNK pixels are predicted in tiles
 VIEWED = 64  # pairs on which `train` measures which views of an image a self-ensemble gains from
 COARSE, AGREEING = 0.36, 0.97  # see `coarse_difference`: a larger share, less correlated, shows different scenes
-DISPLACED = 0.025  # see `displaced_share`; stripes reach 0.02
+DISPLACED, TOO_FAR = 0.025, 0.3  # see `displaced_share`: a larger share, and pixels; stripes reach 0.02
 CONTRAST = 0.05  # see `contrast_difference`
 NO_GAIN = 0.99  # of the squared error: if more is left after a training, it has been in vain
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
@@ -1418,12 +1418,13 @@ def mismatch(noisy_a, noisy_b):
             f"8 x 8 pixels, and within an image these means correlate by only {agreement:.2f}. Check the order of the "
             "images, their orientation and their channels. Only noise that is blurred by two pixels or more looks alike"
         )
-    (moved, error), (slope, slope_error) = displaced_share(a, b), contrast_difference(a, b)
-    if moved > DISPLACED + 2 * error:
+    moved, error, distance = displaced_share(a, b)
+    if moved > DISPLACED + 2 * error and distance > TOO_FAR:
         return (
-            f"noisy_a and noisy_b seem to be displaced: {moved:.0%} of their difference follows the slopes of the "
-            "images. The model learns to blur what moves. Align them first"
+            f"noisy_a and noisy_b seem to be displaced by about {distance:.1g} pixels: {moved:.0%} of their difference "
+            "follows the slopes of the images. The model learns to blur what moves. Align them first"
         )
+    slope, slope_error = contrast_difference(a, b)
     if abs(slope) > CONTRAST + 2 * slope_error:
         return (
             f"noisy_a and noisy_b differ in contrast by {abs(slope):.0%}: the model learns that difference too. Scale "
@@ -1469,14 +1470,14 @@ def contrast_difference(a, b):
 
 
 def displaced_share(a, b):
-    """The share of the power of a - b that a displacement explains, and its standard error.
+    """The share of the power of a - b that displacements explain, its standard error, and how far they are in pixels.
 
     Images displaced by a little differ by their slope times the displacement. That is fitted on the left part of each
     block, and tried on its right part, and vice versa: noise, of whatever kind, is not alike in both.
     """
     a, b = (blocks(images)[:: 1 + images.numel() // 2**22] for images in (a, b))
     if min(a.shape[2:]) < 16:
-        return 0.0, math.inf
+        return 0.0, math.inf, 0.0
     difference, smooth = a - b - (a - b).mean((2, 3), keepdim=True), (a + b) / 2
     for _ in range(2):
         smooth = (smooth[:, :, 1:] + smooth[:, :, :-1]) / 2
@@ -1489,7 +1490,9 @@ def displaced_share(a, b):
     ridge = (0.3 * sum(squares).diagonal(dim1=1, dim2=2).mean() / 2 + 1e-12) * a.new_tensor([[1.0, 0.0], [0.0, 1.0]])
     fits = [(square + ridge).inverse() @ moment for square, moment in zip(squares, moments, strict=True)]
     explained = (moments[1] * fits[0] + moments[0] * fits[1]).sum((1, 2))
-    return ratio(explained, sum(values.square().sum(1) for _, values in halves))
+    steepness = sum(square.diagonal(dim1=1, dim2=2).sum() for square in squares).item() / 8  # slopes span two pixels
+    distance = math.sqrt(max(0.0, explained.sum().item()) / steepness) if steepness else 0.0  # root mean square
+    return *ratio(explained, sum(values.square().sum(1) for _, values in halves)), distance
 
 
 def ratio(numerators, denominators):

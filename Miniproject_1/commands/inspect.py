@@ -19,8 +19,19 @@ from Miniproject_1.commands.support.arguments import add_limit
 from Miniproject_1.commands.support.noise_level import level_of, level_of_two_sizes
 from Miniproject_1.commands.support.pairs import Scale, add_common_range, add_pairs, blocks, open_pairs
 from Miniproject_1.commands.support.weights import SHIPPED, add_device, load_model, predict_colours
+from Miniproject_1.model import (
+    AGREEING,
+    COARSE,
+    CONTRAST,
+    DISPLACED,
+    coarse_difference,
+    contrast_difference,
+    displaced_share,
+    measure_noise,
+    products,
+    subsample,
+)
 from Miniproject_1.model import blocks as whole_blocks
-from Miniproject_1.model import measure_noise, products
 
 FINE, WARNING, BAD = "fine", "warning", "BAD"
 SQUARES, SIDE = 1024, 64  # how many squares are measured, and their pixels a side
@@ -31,14 +42,14 @@ TRUSTED = 8  # standard deviations: noise alone also makes lower peaks
 LOW_PASS = 0.15  # cycles per pixel: below, pictures have more signal than noise
 SINGLE_LIMIT = 0.15  # correlation in single pictures, whose texture adds to it
 FLAT_SHARE = 10  # one in so many blocks, the flattest, shows the noise of a single picture
-# The difference of two scenes is itself a picture: smooth, with edges, and much stronger than the noise that each
-# picture shows by itself. Noise on plain ground may have one of these properties, but not all of them: white, blurred,
-# demosaiced and JPEG-coded noise stays well clear.
-IN_COMMON = 0.2  # correlation of the two pictures, at most
-SMOOTH = 0.5  # correlation of near pixels of the difference
+# The difference of two scenes is itself a picture: coarse (see `coarse_difference`), with edges, and much stronger than
+# the noise that each picture shows by itself. Noise on plain ground may have one of these properties, but not all of
+# them: white, blurred, demosaiced and JPEG-coded noise stays well clear.
 EDGES = 3.5  # kurtosis of its coarse steps, which is 3 for noise
-BEYOND = 1.5  # its level, in levels of the noise of the single pictures
+BEYOND = 1.1  # its level, in levels of the noise of the single pictures
 FAINTEST = 5  # of 255: fainter differences are not taken for pictures, as JPEG leaves edges of its own
+LOCAL = 0.5  # pixels: places of a pair may lie so far apart, see `displaced_share`
+FEW = 50  # one in so many pairs may be taken for different scenes by chance
 UNLIKE = 0.8  # imbalance of two noises, one of three times the level of the other
 JUDGED = 128  # squares that the shipped weights are tried on
 
@@ -177,12 +188,6 @@ def single_correlation(pictures):
     return medians[worst].item(), 3 * 1.25 * found[:, worst].std().item() / math.sqrt(len(found))
 
 
-def in_common(first, second):
-    """Correlation of the two images in each square: the same scene has more than 0, unless it is nearly plain."""
-    a, b = (part - part.mean((2, 3), keepdim=True) for part in (first, second))
-    return ((a * b).mean() / ((a.square().mean() * b.square().mean()).sqrt() + 1e-9)).item()
-
-
 def edges(first, second):
     """Kurtosis of the steps between neighbours in the difference at a quarter of the size; NaN if it is too small."""
     side = min(4, *first.shape[2:])
@@ -223,13 +228,14 @@ def inspect_pairs(pairs, try_weights=True, device=None):
         on_copies(pairs),
         on_level(levels, abs(noise.imbalance) - 2 * noise.errors[2] > UNLIKE),
         on_shared(level_of([square[None] for square in first[:JUDGED]]), max(levels)),
-        on_scenes(first, second, math.sqrt(variance), noise.correlation),
+        on_scenes(pairs),
         on_neighbours(noise.correlation, first.numel()),
         on_stripes(*line_correlation(first, second)),
         on_channels(channel_correlation(first, second)),
         on_brightness(brightness_levels(first, second)),
         on_exposure(pairs, math.sqrt(variance)),
-        on_displacement(pairs),
+        on_contrast(*contrast_difference(first, second)),
+        on_displacement(pairs, *displaced_share(first, second)),
         on_clipping(*clipped_shares(first, second)),
         on_gain(first, second, levels, try_weights, device),
     ]
@@ -265,7 +271,10 @@ def on_level(levels, unlike):
         )
         return Finding("noise", values, BAD, text)
     if ratio > 1.3:
-        text = f"{said}: not alike. Noise2Noise allows that; `train` then only predicts the second from the first."
+        text = (
+            f"{said}: not alike. Noise2Noise allows that if the two are independent, which a copy with noise added is "
+        )
+        text += "not; `train` then only predicts the second from the first."
         return Finding("noise", values, WARNING, text)
     return Finding("noise", values, FINE, f"{said}: alike in both.")
 
@@ -281,18 +290,25 @@ def on_shared(alone, level):
     return Finding("shared noise", {"alone": round(alone, 2), "pair": round(level, 2)}, WARNING, text)
 
 
-def on_scenes(first, second, level, correlation):
-    """A finding if the difference of the two is that of different pictures rather than noise; else None."""
-    alone = max(level_of_two_sizes([square[None] for square in part[:JUDGED]]) for part in (first, second))
-    common, kurtosis = in_common(first, second), edges(first, second)
-    smooth = correlation > SMOOTH and level > max(FAINTEST, BEYOND * alone)
-    if not (smooth and common < IN_COMMON and kurtosis > EDGES):
+def on_scenes(pairs):
+    """A finding if pairs differ as different pictures do rather than by noise; else None."""
+    numbers = range(0, len(pairs), -(-len(pairs) // LOOKED_AT))
+    measured = {number: coarse_difference(*map(subsample, pairs.pair(number))) for number in numbers}
+    strange = [number for number, (share, agreement) in measured.items() if share > COARSE and agreement < AGREEING]
+    if len(strange) <= len(numbers) / FEW:
         return None
-    values = {"common": round(common, 3), "kurtosis": round(kurtosis, 2), "alone": round(alone, 2)}
+    first, second = blocks(Some(pairs, strange), SIDE, SQUARES)
+    alone = max(level_of_two_sizes([square[None] for square in part[:JUDGED]]) for part in (first, second))
+    level, kurtosis = (first - second).std(correction=0).item() / math.sqrt(2), edges(first, second)
+    if not (level > max(FAINTEST, BEYOND * alone) and kurtosis > EDGES):
+        return None
+    agreement = sum(measured[number][1] for number in strange) / len(strange)
+    values = {"pairs": len(strange), "agreement": round(agreement, 3), "kurtosis": round(kurtosis, 2)}
     text = (
-        f"the two differ by {level:.1f}, each alone seems to have noise {alone:.1f}, and they have next to nothing in "
-        f"common (correlation {common:.2f}): these are different scenes, or the pictures are displaced by a lot. Check "
-        "which picture belongs to which; take both of a pair from the same place."
+        f"{len(strange)} of {len(numbers)} pairs, such as number {strange[0] + 1}, differ by {level:.1f}, though each "
+        f"picture alone seems to have noise {alone:.1f}, and correlate by only {agreement:.2f} seen from afar: they "
+        "show different scenes, are turned, mirrored or displaced by a lot, or have their channels in another order. "
+        "Check which picture belongs to which; take both of a pair from the same place."
     )
     return Finding("scene", values, BAD, text)
 
@@ -363,7 +379,13 @@ def on_exposure(pairs, level):
     alone would leave next to nothing."""
     numbers = range(0, len(pairs), -(-len(pairs) // LOOKED_AT))
     means, expected = [], []
-    for first, second in map(pairs.pair, numbers):
+    for number in numbers:
+        first, second = pairs.pair(number)
+        if means and first.shape[1] != len(means[0]):
+            raise ValueError(
+                f"all pictures must have as many channels as the first, {len(means[0])}; pair {number + 1} has "
+                f"{first.shape[1]}. Convert grey pictures to colour, or leave them out"
+            )
         difference = (first - second)[0].flatten(1)  # (C, H W)
         means.append(difference.mean(1))
         expected.append(difference.var(1, correction=0) / max(1, difference.shape[1] - 1))
@@ -384,13 +406,34 @@ def on_exposure(pairs, level):
     return Finding("exposure", values, verdict, text)
 
 
-def on_displacement(pairs):
-    """Of each large pair by itself; of small ones all together, which shows only a common displacement."""
+def on_contrast(slope, error):
+    """A finding if bright and dark places differ by more in one of the pictures than in the other; else None."""
+    if abs(slope) <= CONTRAST + 2 * error:
+        return None
+    text = (
+        f"the contrast of the two differs by {abs(slope):.0%}, though not their means: training would learn that as "
+        "noise. Take both with the same exposure, and develop both alike."
+    )
+    return Finding("contrast", {"slope": round(slope, 3)}, BAD if abs(slope) > 2 * CONTRAST else WARNING, text)
+
+
+def on_displacement(pairs, share, error, distance):
+    """Of each large pair by itself; of small ones all together, which shows only a common displacement.
+
+    The three numbers, of `displaced_share`, also show displacements that differ from place to place.
+    """
+    local = share - 2 * error > DISPLACED and distance > LOCAL
+    moving = (
+        f"places lie about {distance:.1f} pixels apart, in different directions: the pictures are turned or scaled "
+    )
+    moving += "against each other, or something moves. Training would blur that. Align them first; drop the others."
     numbers = range(0, len(pairs), -(-len(pairs) // (LOOKED_AT // 4)))
     large = min(pairs.pair(0)[0].shape[2:]) >= LARGE
-    groups = [One(pairs, number) for number in numbers] if large else [pairs]
+    groups = [Some(pairs, [number]) for number in numbers] if large else [pairs]
     found = [measured_twice(group, TILES if large else SQUARES) for group in groups]
     trusted = sorted((math.hypot(*where), where) for where, trust in found if trust >= TRUSTED)
+    if not trusted and local:
+        return Finding("displacement", {"down": None, "right": None, "local": round(distance, 2)}, BAD, moving)
     if not trusted:
         text = "displacement not measurable: too little structure, or not the same scene. Look at a pair yourself."
         return Finding("displacement", {"down": None, "right": None}, WARNING, text)
@@ -400,11 +443,14 @@ def on_displacement(pairs):
         "right": round(right, 2),
         "median": round(median, 2),
         "largest": round(largest, 2),
+        "local": round(distance, 2),
     }
     said = f"{largest:.1f} pixels apart ({abs(down):.1f} {'down' if down > 0 else 'up'}, "
     said += f"{abs(right):.1f} {'right' if right > 0 else 'left'})"
     if len(trusted) > 1:
         said = f"up to {said}, half of the pairs at most {median:.1f}"
+    if largest < 0.15 and local:
+        return Finding("displacement", values, BAD, f"{said} as a whole, but {moving}")
     if largest < 0.15:
         return Finding("displacement", values, FINE, f"{said}: at the same place.")
     text = f"{said}: training would blur what moves. Use a tripod, or align the pairs first; drop the others."
@@ -440,17 +486,17 @@ class Shifted:
         return first, second
 
 
-class One:
-    """One pair of several, as pairs."""
+class Some:
+    """Some of the pairs, by number."""
 
-    def __init__(self, pairs, number):
-        self.only = pairs.pair(number)
+    def __init__(self, pairs, numbers):
+        self.pairs, self.numbers = pairs, numbers
 
     def __len__(self):
-        return 1
+        return len(self.numbers)
 
-    def pair(self, _):
-        return self.only
+    def pair(self, number):
+        return self.pairs.pair(self.numbers[number])
 
 
 def on_clipping(black, white):

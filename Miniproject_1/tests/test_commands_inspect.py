@@ -129,10 +129,58 @@ def test_different_scenes_are_told_from_noise(noise):
         second = (second - (second - first).mean((2, 3), keepdim=True)).clamp(0, 255)
         found, fit = findings(noise(first, generator), noise(second, generator))
         assert not fit and found["scene"].verdict == "BAD" and "different scenes" in found["scene"].text
-        assert found["scene"].values["common"] < 0.15
+        assert found["scene"].values["agreement"] < 0.5
     plain = torch.full((1, 3, 320, 320), 120.0)
     for clean in (first, plain, plain + torch.linspace(-60, 60, 320), 110 + first / 20):
         assert "scene" not in findings(*(noise(clean, generator) for _ in "ab"))[0]
+
+
+def turned(image, degrees):
+    angle = math.radians(degrees)
+    matrix = torch.tensor([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]])
+    grid = F.affine_grid(matrix[None], image.shape, align_corners=False)
+    return F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
+
+
+@pytest.mark.parametrize(
+    "change, topic",
+    [
+        (lambda image: image.flip(3), "scene"),
+        (lambda image: image.flip(1), "scene"),
+        (lambda image: turned(image, 0.5), "displacement"),
+        (lambda image: turned(image, 1), "displacement"),
+        (lambda image: (image - image.mean()) * 0.85 + image.mean(), "contrast"),
+    ],
+    ids=["mirrored", "channels reversed", "turned by half a degree", "turned by a degree", "less contrast"],
+)
+def test_pictures_that_do_not_match(change, topic):
+    noise = 10 * torch.randn(2, 1, 3, 320, 320, generator=torch.Generator().manual_seed(0))
+    for seed in range(3):
+        clean = render_scene(seed, 320)[None].float()
+        found, fit = findings(clean + noise[0], change(clean) + noise[1])
+        assert not fit and found[topic].verdict == "BAD", verdicts(found)
+
+
+def test_pairs_that_are_mixed_up_are_counted_and_named():
+    """Half of them, of equal brightness: the others must not hide them, and the first of them is number 21."""
+    noise = 10 * torch.randn(2, 40, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    clean = torch.stack([render_scene(seed, 64).float() for seed in range(40)])
+    clean = 128 + 0.6 * (clean - clean.mean((2, 3), keepdim=True))
+    mixed = torch.cat([clean[:20], clean[20:].roll(1, 0)])
+    found, fit = findings(clean + noise[0], mixed + noise[1])
+    assert not fit and 15 <= found["scene"].values["pairs"] <= 20 and "number 21" in found["scene"].text
+    assert "scene" not in findings(clean + noise[0], clean + noise[1])[0]
+
+
+def test_a_grey_picture_among_coloured_ones_is_named(tmp_path, capsys):
+    Image = pytest.importorskip("PIL.Image")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for number in range(4):
+            picture = Image.effect_noise((64, 64), 40)
+            picture.convert("L" if number == 2 else "RGB").save(tmp_path / folder / f"{number}.png")
+    assert main(["inspect", str(tmp_path / "a"), str(tmp_path / "b"), "--no-weights"]) == 1
+    assert "as many channels as the first, 3; pair 3 has 1" in capsys.readouterr().err
 
 
 def test_exposure_that_differs():
