@@ -501,8 +501,12 @@ def all_sizes(network_class, sizes):
     unknown = sizes.keys() - defaults.keys()
     if unknown:
         raise TypeError(f"sizes of this network are {', '.join(defaults)}; got {', '.join(sorted(unknown))}")
-    plain = {bool: bool, int: operator.index, float: float}
-    return defaults | {name: plain[type(defaults[name])](value) for name, value in sizes.items()}
+
+    def plain(name, value):
+        kind = type(defaults[name])
+        return whole_number(value, name, 1 if name == "width" else 0) if kind is int else kind(value)
+
+    return defaults | {name: plain(name, value) for name, value in sizes.items()}
 
 
 def forward_any_size(network, images):

@@ -79,6 +79,8 @@ class Architecture:
             if field.type is int:
                 object.__setattr__(self, field.name, whole_number(getattr(self, field.name), field.name, 1))
         object.__setattr__(self, "input_scale", float(self.input_scale))
+        if not math.isfinite(self.input_scale) or not self.input_scale:
+            raise ValueError(f"input_scale must be a finite number other than 0; got {self.input_scale}")
         if self.upsampling not in ("transposed", "nearest"):
             raise ValueError(f"upsampling must be 'transposed' or 'nearest'; got {self.upsampling!r}")
         if self.up_kernel % 2 != (self.upsampling == "nearest"):
@@ -898,9 +900,9 @@ class Sequential(Module):
     """The modules one after the other; they may be Sequential themselves, but none may occur twice."""
 
     def __init__(self, *modules):
-        if not all(hasattr(module, "forward") for module in modules):
-            names = ", ".join(type(module).__name__ for module in modules)
-            raise TypeError(f"Sequential takes modules, as separate arguments; got {names}")
+        if not all(hasattr(module, "forward") and not isinstance(module, type) for module in modules):
+            names = ", ".join(getattr(module, "__name__", type(module).__name__) for module in modules)
+            raise TypeError(f"Sequential takes modules, such as ReLU(), as separate arguments; got {names}")
         self.modules = modules
         leaves = [id(leaf) for leaf in self.leaves()]
         if len(leaves) != len(set(leaves)):
@@ -956,6 +958,8 @@ class Optimiser:
         self.params = [tuple(entry) if isinstance(entry, list) else entry for entry in params]
         if not self.params or not all(isinstance(entry, tuple) and len(entry) == 2 for entry in self.params):
             raise ValueError("an optimiser takes a non-empty list of (parameter, gradient) pairs: module.param()")
+        if len({id(parameter) for parameter, _ in self.params}) < len(self.params):
+            raise ValueError("an optimiser takes each parameter once, or it would step twice; leave out the others")
         check_setting("lr", lr)
         self.lr, self.steps = lr, 0
 

@@ -41,10 +41,11 @@ from Miniproject_1.commands.support.images import (
 from Miniproject_1.commands.support.noise_level import noise_level
 from Miniproject_1.commands.support.progress import progress_bar
 from Miniproject_1.commands.support.weights import add_weights, load_model, predicted, weights_file
-from Miniproject_1.model import Tiling
+from Miniproject_1.model import NARROW, Tiling
 from Miniproject_1.others.data import check_new, check_writable, say_left_out, some_path
 
 HARDLY_ANY = 2  # grey values of noise: from pictures with less, weights take detail as well
+TOO_NARROW = f"less than {NARROW} pixels high or wide: left as it is"
 LITTLE_NOISE = f"with noise below {HARDLY_ANY} of 255, detail may be lost; --strength 0.5 keeps half of it"
 
 
@@ -210,7 +211,9 @@ class Summary:
 def denoise_and_summarise(picture, model, options, show, progress):
     """Denoises the pixels of a picture; returns its `Summary`."""
     before, shown = noise_level(picture), []
-    if before < HARDLY_ANY:
+    if min(picture.pixels.shape[:2]) < NARROW:
+        picture.notes.append(TOO_NARROW)
+    elif before < HARDLY_ANY:
         picture.notes.append(LITTLE_NOISE)
     if show:
         shown.append(png_to_show(picture))
@@ -244,7 +247,10 @@ def do(job, model, options, page, progress=None):
             write_picture(picture, job.target, overwrite=options.force, quality=options.quality)
     first = summaries[0]
     if page:
-        page.add(job.source.name, *first.shown, first.before, first.after)
+        try:
+            page.add(job.source.name, *first.shown, first.before, first.after)
+        except OSError as error:
+            raise RuntimeError(f"{job.target} is written, but its part of {options.compare} is not: {error}") from error
     return {
         "input": str(job.source),
         "output": str(job.target),

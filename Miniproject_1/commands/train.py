@@ -83,7 +83,7 @@ from Miniproject_1.model import (
     no_gain,
     save_atomically,
 )
-from Miniproject_1.others.data import check_writable, read_checkpoint, some_path
+from Miniproject_1.others.data import check_writable, read_checkpoint, some_path, tell
 
 SQUARE = 128  # pixels a side: large pictures are cut into such squares
 HELD_SHARE, HELD_MOST = 20, 128  # one in so many squares is held out, at most so many in all
@@ -133,7 +133,7 @@ def squares(pairs):
     if isinstance(pairs, Stack):
         return pairs
     channels, *size = pairs.pair(0)[0].shape[1:]
-    side, first, second, places = min(SQUARE, *size), [], [], []
+    side, largest, first, second, places = min(SQUARE, *size), 0, [], [], []
     for number in range(len(pairs)):
         a, b = pairs.pair(number)
         if a.shape[1] != channels or min(a.shape[2:]) < side:
@@ -144,6 +144,9 @@ def squares(pairs):
         for images, parts in ((a, first), (b, second)):
             parts.append(compact(cut(images, side)))
         places += [(pairs.scenes[number], *corner) for corner in corners(*a.shape[2:], side)]
+        largest = max(largest, *a.shape[2:])
+    if side < min(SQUARE, largest) // 2 and is_first():
+        tell(f"{pairs.name(0)} is small, so all are cut into squares of {side} x {side}; leave it out for larger ones")
     return Stack(torch.cat(first), torch.cat(second), torch.tensor(places))
 
 

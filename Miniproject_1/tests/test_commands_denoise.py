@@ -239,6 +239,22 @@ def test_the_input_folder_cannot_be_the_output_folder(tmp_path, identity, capsys
         assert f"{tmp_path}/{out} is the input folder, whose pictures are never" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("height", [1, 2, 3])
+def test_pictures_too_narrow_to_denoise_are_said_to_stay(tmp_path, identity, capsys, height):
+    write(tmp_path / "a.png", size=(height, 60))
+    assert main(["denoise", f"{tmp_path}/a.png", "-o", f"{tmp_path}/b.png", "--weights", str(identity)]) == 0
+    said = capsys.readouterr().out
+    assert "less than 4 pixels high or wide: left as it is" in said and "detail may be lost" not in said
+
+
+def test_a_page_that_cannot_be_written_is_not_taken_for_the_picture(tmp_path, identity, capsys, monkeypatch):
+    write(tmp_path / "a.png")
+    monkeypatch.setattr(denoise.Page, "add", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    given = [f"{tmp_path}/a.png", "-o", f"{tmp_path}/b.png", "--compare", f"{tmp_path}/page.html"]
+    assert main(["denoise", *given, "--weights", str(identity)]) == 1
+    assert "b.png is written, but its part of" in capsys.readouterr().err and (tmp_path / "b.png").exists()
+
+
 @pytest.mark.parametrize(
     ("page", "reason"),
     [

@@ -217,8 +217,8 @@ def chunk(name, content):
 
 def png(colour_type, depth, rows, extra=b""):
     """A PNG by hand; rows of bytes with their filter types."""
-    height, width = len(rows), {2: 3, 6: 4}[colour_type]
-    header = struct.pack(">IIBBBBB", (len(rows[0]) - 1) // (width * depth // 8), height, depth, colour_type, 0, 0, 0)
+    height, channels = len(rows), {0: 1, 2: 3, 6: 4}[colour_type]
+    header = struct.pack(">IIBBBBB", (len(rows[0]) - 1) * 8 // (channels * depth), height, depth, colour_type, 0, 0, 0)
     content = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(b"".join(rows))) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + content
 
@@ -230,6 +230,15 @@ def test_all_sixteen_bits_of_a_png_with_a_transparent_colour(tmp_path):
     read = images.read_picture(tmp_path / "a.png")
     assert (read.pixels[:, :, :3] == values).all()
     assert read.alpha and (read.pixels[:, :, 3] == 0).sum() == 1 and read.pixels[2, 1, 3] == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_the_transparent_grey_of_a_png_of_few_bits(tmp_path, depth):
+    values = numpy.arange(64).reshape(4, 16) % 2**depth
+    rows = [b"\0" + int("".join(f"{value:0{depth}b}" for value in row), 2).to_bytes(2 * depth, "big") for row in values]
+    (tmp_path / "a.png").write_bytes(png(0, depth, rows, chunk(b"tRNS", b"\0\1")))
+    picture = images.read_picture(tmp_path / "a.png")
+    assert picture.alpha and ((picture.pixels[:, :, 1] == 0) == (values == 1)).all()
 
 
 @pytest.mark.parametrize("layout", ["little", "big", "planes", "planes, zlib", "lzw"])

@@ -242,6 +242,34 @@ def test_squares_cover_all_of_a_picture():
     assert train.cut(image[:, :, :128, :128], 128).shape == (1, 1, 128, 128)
 
 
+def test_a_small_first_picture_is_named(capsys):
+    """It decides how large all squares are."""
+
+    large, small = torch.rand(1, 3, 200, 200), torch.rand(1, 3, 6, 6)
+
+    class Mixed:
+        scenes = (0, 1)
+
+        def __len__(self):
+            return 2
+
+        def name(self, number):
+            return f"picture {number}"
+
+        def pair(self, number):
+            return ((small, small), (large, large))[number]
+
+    assert train.squares(Mixed()).first.shape[2:] == (6, 6)
+    assert "picture 0 is small, so all are cut into squares of 6 x 6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [(10, 32, 32, 3), (32, 32, 3), (10, 32, 32)])
+def test_tensors_of_another_layout_are_refused(tmp_path, capsys, shape):
+    torch.save((torch.zeros(shape), torch.zeros(shape)), tmp_path / "a.pkl")
+    assert main(["train", f"{tmp_path}/a.pkl", "-o", f"{tmp_path}/a.pth"]) == 1
+    assert "must hold tensors (N, C, H, W); got the shape" in capsys.readouterr().err
+
+
 def test_pictures_are_learnt_from(tmp_path, capsys):
     pytest.importorskip("PIL")
     numpy = pytest.importorskip("numpy")

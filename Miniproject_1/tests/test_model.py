@@ -1283,6 +1283,17 @@ def test_seeds_are_whole_numbers_from_0():
         Model(seed=2**64)
 
 
+@pytest.mark.parametrize("network", ["residual_unet", "unet", "noise2noise"])
+def test_sizes_are_whole_numbers_that_make_a_network(network):
+    for width in (0, -8):
+        with pytest.raises(ValueError, match="width must be at least 1"):
+            Model(network, width=width)
+    with pytest.raises(TypeError, match="width must be a whole number"):
+        Model(network, width=8.0)
+    with pytest.raises(ValueError, match="blocks must be at least 0"):
+        Model(blocks=-1)
+
+
 def test_names_of_files_may_be_as_long_as_the_system_takes(tmp_path):
     path = tmp_path / (80 * "模")  # 240 bytes
     Model(width=8).save(path)

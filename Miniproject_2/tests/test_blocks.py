@@ -255,3 +255,8 @@ def test_backward_needs_forward_and_its_shape(block):
 def test_no_graph_is_built(block):
     y = block(torch.ones(1, 1, 2, 2, requires_grad=True))
     assert not y.requires_grad and not block.backward(torch.ones_like(y).requires_grad_()).requires_grad
+
+
+def test_a_sequential_takes_modules_not_their_classes():
+    with pytest.raises(TypeError, match=r"such as ReLU\(\), as separate arguments; got ReLU, Sigmoid"):
+        ours.Sequential(ours.ReLU, ours.Sigmoid)

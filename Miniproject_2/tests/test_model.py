@@ -695,6 +695,12 @@ def test_predictions_made_in_inference_mode_can_be_changed_outside():
     prediction.add_(1)
 
 
+@pytest.mark.parametrize("scale", [math.nan, math.inf, 0])
+def test_input_scales_are_finite(scale):
+    with pytest.raises(ValueError, match="input_scale must be a finite number other than 0"):
+        small(input_scale=scale)
+
+
 def test_seeds_are_whole_numbers_from_0():
     """-1 would be 1 to Python's generator."""
     numpy = pytest.importorskip("numpy")

@@ -100,6 +100,13 @@ def test_newton_schulz_nothing():
 
 
 @pytest.mark.parametrize("optimiser", [ours.SGD, ours.Adam, ours.Muon])
+def test_optimisers_take_each_parameter_once(optimiser):
+    pairs = [(torch.ones(2, 3), torch.ones(2, 3))]
+    with pytest.raises(ValueError, match="each parameter once"):
+        optimiser(pairs + pairs)
+
+
+@pytest.mark.parametrize("optimiser", [ours.SGD, ours.Adam, ours.Muon])
 def test_optimisers_learn_and_zero(optimiser):
     torch.manual_seed(0)
     conv, loss = ours.Conv2d(2, 2, 3, padding=1), ours.MSE()

@@ -66,6 +66,7 @@ XMP, XMP_TEXT = 700, "XML:com.adobe.xmp"  # the TIFF tag and the PNG text that h
 LOST_TAGS = {33723: "IPTC", 34377: "Photoshop's data", 34735: "GeoTIFF", 50839: "ImageJ's data"}
 LOST_INFO = {"photoshop": "IPTC and Photoshop's data", "comment": "its comment"}  # Pillow's names in a JPEG
 LOOKED_AT = {*DESCRIPTIVE, *LOST_TAGS, ORIENTATION, 34675, XMP, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT}
+LOW_BITS = {"L;2": 85, "L;4": 17}  # greys of 2 and 4 bits in a PNG, in Pillow's words, and their factor to 8 bits
 USUAL_GAMMA = 0.45455  # of PNGs; losing any other one shifts the colours
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # the TIFF tag that says what values mean, and one of its values
 
@@ -490,6 +491,8 @@ def eight_bits(image, notes):
     if image.mode in ("1", "P", "PA"):
         notes.append("black and white becomes grey" if image.mode == "1" else "the palette becomes full colour")
     space = {"L": "grey", "LA": "grey", "RGB": "RGB", "RGBA": "RGB", "CMYK": "CMYK"}[mode]
+    if image.format == "PNG" and layouts(image) & LOW_BITS.keys() and transparent:  # Pillow scales the pixels alone
+        image.info["transparency"] *= LOW_BITS[layouts(image).pop()]
     image.load()
     pixels = numpy.asarray(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(*pixels.shape[:2], -1), space, transparent

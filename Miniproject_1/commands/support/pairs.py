@@ -374,7 +374,12 @@ def read_tensors(path, scale):
 
 
 def check_tensor(tensor, path):
-    """ValueError unless a tensor of a .pkl is dense and holds finite real numbers."""
+    """ValueError unless a tensor of a .pkl is dense, of the shape (N, C, H, W), and holds finite real numbers."""
+    if tensor.ndim != 4 or tensor.shape[1] > 4 >= tensor.shape[3]:
+        raise ValueError(
+            f"{path} must hold tensors (N, C, H, W); got the shape {tuple(tensor.shape)}. Turn (N, H, W, C) by "
+            "tensor.permute(0, 3, 1, 2) first"
+        )
     if tensor.layout != torch.strided or tensor.is_meta:
         raise ValueError(
             f"{path} must hold dense tensors with values; got {tensor.layout} on {tensor.device}. Convert them first, "
@@ -442,10 +447,10 @@ def read_stack(path, max_megapixels):
 
 def as_images(array, path):
     """(N, H, W), (N, C, H, W) or (N, H, W, C) of unsigned or floating values -> (N, C, H, W)."""
-    if array.ndim == 3 and array.shape[2] in (3, 4):
+    if array.ndim == 3 and array.shape[2] <= 4:
         raise ValueError(
             f"{path} has the shape {array.shape}: one picture (H, W, C)? Save it as (1, H, W, C), which says so; grey "
-            "images of 3 or 4 columns as (N, 1, H, W)"
+            "images of up to 4 columns as (N, 1, H, W)"
         )
     if array.ndim == 3:
         array = array[:, None]
