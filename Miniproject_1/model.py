@@ -806,7 +806,8 @@ def displaced_share(a, b):
     """The share of the power of a - b that displacements explain, its standard error, and how far they are in pixels.
 
     Images displaced by a little differ by their slope times the displacement. That is fitted on the left part of each
-    block, and tried on its right part, and vice versa: noise, of whatever kind, is not alike in both.
+    block, and tried on its right part, and vice versa: noise, of whatever kind, is not alike in both. A ridge shrinks
+    the fits where slopes are faint.
     """
     a, b = (blocks(images)[:: 1 + images.numel() // 2**22] for images in (a, b))
     if min(a.shape[2:]) < 16:
@@ -820,7 +821,7 @@ def displaced_share(a, b):
     halves = [(slopes[..., part].flatten(2), difference[..., part].flatten(1)) for part in (slice(5), slice(-5, None))]
     squares = [slope @ slope.mT for slope, _ in halves]  # (blocks, 2, 2)
     moments = [slope @ values[:, :, None] for slope, values in halves]  # (blocks, 2, 1)
-    ridge = (0.3 * sum(squares).diagonal(dim1=1, dim2=2).mean() / 2 + 1e-12) * torch.eye(2, device=a.device)
+    ridge = (0.3 * sum(squares).diagonal(dim1=1, dim2=2).mean() / 2 + 1e-12) * a.new_tensor([[1.0, 0.0], [0.0, 1.0]])
     fits = [(square + ridge).inverse() @ moment for square, moment in zip(squares, moments, strict=True)]
     explained = (moments[1] * fits[0] + moments[0] * fits[1]).sum((1, 2))
     steepness = sum(square.diagonal(dim1=1, dim2=2).sum() for square in squares).item() / 8  # slopes span two pixels

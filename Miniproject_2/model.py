@@ -1477,7 +1477,8 @@ def displaced_share(a, b):
     """The share of the power of a - b that displacements explain, its standard error, and how far they are in pixels.
 
     Images displaced by a little differ by their slope times the displacement. That is fitted on the left part of each
-    block, and tried on its right part, and vice versa: noise, of whatever kind, is not alike in both.
+    block, and tried on its right part, and vice versa: noise, of whatever kind, is not alike in both. A ridge shrinks
+    the fits where slopes are faint.
     """
     a, b = (blocks(images)[:: 1 + images.numel() // 2**22] for images in (a, b))
     if min(a.shape[2:]) < 16:
