@@ -535,6 +535,12 @@ def sources(start, end, size):
 # ---------------------------------------------------------------------------------------------- optimiser
 
 
+def rounds_matrices(like):
+    """Whether products of matrices round their factors, as after `torch.set_float32_matmul_precision("medium")`."""
+    probe = like.new_full((1, 64, 64), 1 + 2**-12)
+    return bool(probe.bmm(probe)[0, 0, 0] < 64.02)
+
+
 def newton_schulz(matrices, steps=5):
     """Moves all singular values of (M, rows, columns) near 1, to about [0.7, 1.2], by the iteration that Muon uses.
 
@@ -543,6 +549,8 @@ def newton_schulz(matrices, steps=5):
     """
     if matrices.shape[1] > matrices.shape[2]:
         return newton_schulz(matrices.mT, steps).mT
+    if rounds_matrices(matrices):  # errors of `gram` would grow without bound
+        return newton_schulz(matrices.double(), steps).to(matrices.dtype)
     a, b, c = 3.4445, -4.7750, 2.0315  # steepest at 0 of the quintics that end in about [0.7, 1.2]
     matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     gram, total = matrices.bmm(matrices.mT), None
