@@ -825,7 +825,8 @@ def displaced_share(a, b):
         smooth = (smooth[:, :, 1:] + smooth[:, :, :-1]) / 2
         smooth = (smooth[..., 1:] + smooth[..., :-1]) / 2
     down, right = smooth[:, :, 2:, 1:-1] - smooth[:, :, :-2, 1:-1], smooth[:, :, 1:-1, 2:] - smooth[:, :, 1:-1, :-2]
-    slopes, difference = torch.stack([down, right], 1), difference[:, :, 2:-2, 2:-2]
+    slopes, difference = down[:, None].repeat(1, 2, 1, 1, 1), difference[:, :, 2:-2, 2:-2]
+    slopes[:, 1] = right
     halves = [(slopes[..., part].flatten(2), difference[..., part].flatten(1)) for part in (slice(5), slice(-5, None))]
     squares = [slope @ slope.mT for slope, _ in halves]  # (blocks, 2, 2)
     moments = [slope @ values[:, :, None] for slope, values in halves]  # (blocks, 2, 1)

@@ -273,8 +273,8 @@ def on_level(levels, unlike):
     if ratio > 1.3:
         text = (
             f"{said}: not alike. Noise2Noise allows that if the two are independent, which a copy with noise added is "
+            "not; `train` then only predicts the second from the first."
         )
-        text += "not; `train` then only predicts the second from the first."
         return Finding("noise", values, WARNING, text)
     return Finding("noise", values, FINE, f"{said}: alike in both.")
 
@@ -425,8 +425,8 @@ def on_displacement(pairs, share, error, distance):
     local = share - 2 * error > DISPLACED and distance > LOCAL
     moving = (
         f"places lie about {distance:.1f} pixels apart, in different directions: the pictures are turned or scaled "
+        "against each other, or something moves. Training would blur that. Align them first; drop the others."
     )
-    moving += "against each other, or something moves. Training would blur that. Align them first; drop the others."
     numbers = range(0, len(pairs), -(-len(pairs) // (LOOKED_AT // 4)))
     large = min(pairs.pair(0)[0].shape[2:]) >= LARGE
     groups = [Some(pairs, [number]) for number in numbers] if large else [pairs]

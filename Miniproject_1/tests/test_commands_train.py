@@ -244,7 +244,6 @@ def test_squares_cover_all_of_a_picture():
 
 def test_a_small_first_picture_is_named(capsys):
     """It decides how large all squares are."""
-
     large, small = torch.rand(1, 3, 200, 200), torch.rand(1, 3, 6, 6)
 
     class Mixed:

@@ -193,6 +193,7 @@ def test_both_projects_measure_alike():
         "coarse_means",
         "coarse_difference",
         "contrast_difference",
+        "displaced_share",
         "least_epochs",
     ):
         assert inspect.getsource(getattr(ours, name)) == inspect.getsource(getattr(project_1, name)), name
