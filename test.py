@@ -7,7 +7,8 @@
 DATA holds `train_data.pkl`, `torch.save((noisy_1, noisy_2))`, and `val_data.pkl`, `torch.save((noisy, clean))`:
 uint8 tensors (N, 3, H, W). With only one of them, what needs the other is skipped. Exit status: 0 when everything
 that ran has passed, 1 when something failed or nothing ran, 2 for unusable arguments or data, without a folder for
-temporary files, and when the file of `--json` cannot be written, even at the end; 130 after Ctrl-C, 143 after SIGTERM.
+temporary files, and when the file of `--json` cannot be written, even at the end; 130 after Ctrl-C, 143 after SIGTERM,
+129 when the terminal has been closed.
 
 Graded code is not trusted. Each step runs in a child process of its own (`run_step`, `serve`), in an empty working
 directory, its output captured, under a time limit. From top to bottom: the pass criteria, rows and data, the checks
@@ -816,10 +817,18 @@ def parse_arguments(arguments=None):
     return options
 
 
+def exit_when_told():
+    """On SIGTERM or SIGHUP, raises SystemExit, so that the child is killed too."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
 def main(arguments=None):
     prepare_streams()
     options, start, table, status = parse_arguments(arguments), time.monotonic(), {}, 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by an exception, so that the child is killed too
+    exit_when_told()
     quick = options.data_path is None and not options.full
     pairs, images = (QUICK_PAIRS, QUICK_IMAGES) if quick else (None, None)
     try:

@@ -31,7 +31,7 @@ def facts_of(name):
 
 
 def multiply_adds(model, side=64):
-    """Multiply-adds of the convolutions for each pixel of an image."""
+    """Multiply-adds of the convolutions for each pixel that they see, those of a mirrored border included."""
     total, hooks = 0, []
 
     def count(layer, inputs, output):
@@ -45,7 +45,7 @@ def multiply_adds(model, side=64):
     model.predict(torch.zeros(1, model.in_channels, side, side), ensemble=False)
     for hook in hooks:
         hook.remove()
-    return round(total / side**2)
+    return round(total / (side + 2 * model.network.border) ** 2)
 
 
 def run(options):

@@ -82,6 +82,7 @@ from Miniproject_1.model import (
     lr_factor,
     no_gain,
     save_atomically,
+    whole_number,
 )
 from Miniproject_1.others.data import check_writable, read_checkpoint, some_path, tell
 
@@ -400,12 +401,15 @@ def train(options):
 
 
 def checksum(stack):
-    """Identifies pictures and their scale, by the sums of their values."""
-    return " and ".join(f"{images.sum(dtype=torch.float64).item():.6g}" for images in (stack.first, stack.second))
+    """Identifies pictures, their order and their scale, by the sums of their values."""
+    sums = torch.stack([images.sum((1, 2, 3), dtype=torch.float64) for images in (stack.first, stack.second)])
+    order = torch.arange(1, len(stack.first) + 1, dtype=torch.float64)
+    return " and ".join(f"{value:.9g}" for value in (*sums.sum(1).tolist(), *(sums @ order).tolist()))
 
 
 def check_files(options, checkpoint):
     """Raises ValueError or OSError for what would stop the training, or its files from being written, later."""
+    whole_number(options.seed, "--seed", 0, 2**62)
     if options.epochs is not None and options.epochs < 1:
         raise ValueError(f"--epochs takes at least 1; got {options.epochs}")
     if options.minutes is not None and not 0 < options.minutes < math.inf:

@@ -214,9 +214,11 @@ def test_what_cannot_be_written_is_told_before_training(files, capsys, monkeypat
         (("--minutes", "-1"), "finite number above 0"),
         (("--minutes", "inf"), "finite number above 0; got inf"),
         (("--minutes", "nan"), "finite number above 0; got nan"),
+        (("--seed", "-1"), "--seed must be at least 0"),
+        (("--seed", str(2**64)), "--seed must be at most"),
     ],
 )
-def test_wrong_lengths(files, more, reason, capsys):
+def test_wrong_numbers(files, more, reason, capsys):
     assert main(command(files, *more)) == 1
     assert reason in capsys.readouterr().err
 
@@ -583,7 +585,8 @@ def test_validation_does_not_set_the_range_of_training(tmp_path, capsys):
     assert re.findall(r"(\d+) as white", capsys.readouterr().err) == ["4095"]
 
 
-def test_other_pictures_are_not_resumed(files, monkeypatch, capsys):
+@pytest.mark.parametrize("change", [lambda images: 255 - images, lambda images: images.flip(0)], ids=["other", "order"])
+def test_other_pictures_are_not_resumed(files, change, monkeypatch, capsys):
     def interrupted(self):
         raise KeyboardInterrupt
 
@@ -595,7 +598,7 @@ def test_other_pictures_are_not_resumed(files, monkeypatch, capsys):
         )
         assert main(command(files, "--no-inspect")) == 130
     a, b = torch.load(files / "train.pkl")
-    torch.save((255 - a, 255 - b), files / "train.pkl")
+    torch.save((change(a), change(b)), files / "train.pkl")
     assert main(command(files, "--no-inspect", "--resume")) == 1
     assert "of another run" in capsys.readouterr().err
 
@@ -855,7 +858,7 @@ def test_the_range_of_the_files_goes_with_the_weights(tmp_path, capsys, given):
 
 
 def test_info_says_what_a_file_holds(files, capsys):
-    Model(width=8, in_channels=2).save(files / "a.pth")
+    Model(width=8, in_channels=2, border=16).save(files / "a.pth")
     assert main(["info", f"{files}/a.pth", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["in_channels"] == 2 and facts["sizes"]["width"] == 8 and facts["pairs_seen"] == 0

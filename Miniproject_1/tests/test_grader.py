@@ -513,7 +513,8 @@ def test_missing_numpy_is_no_news(tmp_path, broken):
     assert "import printed" not in process.stdout  # which is where the child's warning would be counted
 
 
-def test_termination_prints_what_was_finished(tmp_path, data):
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGHUP"])
+def test_termination_prints_what_was_finished(tmp_path, data, end):
     write_project(tmp_path, 1, "while True: pass")
     process = subprocess.Popen(
         [*grader_command(tmp_path, data), "--json", str(tmp_path / "report.json")],
@@ -523,9 +524,9 @@ def test_termination_prints_what_was_finished(tmp_path, data):
     )
     while "import" not in process.stderr.readline():
         pass
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(getattr(signal, end))
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143
+    assert process.returncode == 128 + getattr(signal, end)
     assert "INTERRUPTED: " in output and "folder" in checks_in(tmp_path / "report.json")
 
 
