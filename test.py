@@ -11,8 +11,9 @@ temporary files, and when the file of `--json` cannot be written, even at the en
 129 when the terminal has been closed.
 
 Graded code is not trusted. Each step runs in a child process of its own (`run_step`, `serve`), in an empty working
-directory, its output captured, under a time limit. From top to bottom: the pass criteria, rows and data, the checks
-of Model, of its training and of the blocks, the steps and their processes, the command line.
+directory, its output captured, under a time limit. Code that forges its results is not found out: read it, too. From
+top to bottom: the pass criteria, rows and data, the checks of Model, of its training and of the blocks, the steps and
+their processes, the command line.
 """
 
 import argparse
@@ -82,12 +83,13 @@ CRITERIA = (
 )
 # fmt: on
 
-QUICK_PAIRS, QUICK_IMAGES = 2_000, 500  # of the default data, without --full: under 4 minutes on two cores
+QUICK_PAIRS, QUICK_IMAGES = 2_000, 500  # of the default data, without --full
 PYTEST_PAIRS, PYTEST_IMAGES = 512, 100
 COURSE_PAIRS = 50_000
 BATCH = 100  # images a call of predict, as in the course
 SEEDS = 20  # random draws on which a block has to agree with torch
 TICK = 0.1  # s between two looks at a child
+CLOCK = time.perf_counter  # as it is before graded code could replace it
 MOST_PRINTED = 10_000_000  # bytes; a child that prints more is ended
 LONGEST = 200  # characters of an error
 
@@ -215,11 +217,11 @@ def import_model(job, number=None):
 
 def timed(function, *arguments, **keywords):
     """The function's result and the seconds it took."""
-    start = time.perf_counter()
+    start = CLOCK()
     result = function(*arguments, **keywords)
     if torch.cuda.is_initialized():  # otherwise synchronize would start the GPU
         torch.cuda.synchronize()  # work that a GPU has not finished counts
-    return result, time.perf_counter() - start
+    return result, CLOCK() - start
 
 
 def random_images(count, height=32, width=32):
@@ -280,14 +282,20 @@ def predict_faults(model, image):
         f"{output.dtype} out, not float32": output.dtype != torch.float32,
         "autograd graph on the output": output.requires_grad,
         "input modified": not torch.equal(image, before),
-        "second call differs": (output.float() - again.float()).abs().max() > tolerance("second call"),
+        "second call differs": not alike(output, again),
     }
     faults = [fault for fault, there in found.items() if there]
     if faults:
         return faults
     same = model.predict(image.to(torch.uint8).contiguous())  # the same values, all of them whole
-    moved = (output.float() - same.float()).abs().max()
-    return ["other result than for uint8"] if moved > tolerance("second call") else []
+    return [] if alike(output, same) else ["other result than for uint8"]
+
+
+def alike(output, other):
+    """Whether two predictions are the same but for rounding; NaN is like nothing."""
+    if output.shape != other.shape:
+        return False
+    return ((output.float() - other.float()).abs().max() <= tolerance("second call")).item()
 
 
 def batch_faults(model):
@@ -541,15 +549,21 @@ def grade(job, numbers, timeout, table):
         plan.append(("Both projects", job, TOGETHER))
     for number, folder in folders.items():
         table[folder.name] = list(folder_rows(folder, f"Report_{number}.pdf"))
-    weights = {folder.name: (folder / "bestmodel.pth").resolve() for folder in folders.values()}
-    weights = {title: (path, path.read_bytes()) for title, path in weights.items() if path.is_file()}
+    weights = {folder.name: (folder / "bestmodel.pth").resolve() for folder in folders.values() if folder.is_dir()}
+    weights = {title: (path, path.read_bytes() if path.is_file() else None) for title, path in weights.items()}
+    changed = {title: [] for title in weights}
     try:
         for done, (title, job, step) in enumerate(plan, start=1):
             tell(f"[{done}/{len(plan)}] {title}: {step.name}")
-            run_step(step, job, timeout, table.setdefault(title, []))
+            try:
+                run_step(step, job, timeout, table.setdefault(title, []))
+            finally:  # no later step may load what this one has trained
+                for name, kept in weights.items():
+                    changed[name] += attempt(restore, *kept)
     finally:
-        for title, kept in weights.items():
-            table[title].append(judged("keeps its bestmodel.pth", attempt(restore, *kept)))
+        for title, (_, content) in weights.items():
+            if content is not None or changed[title]:
+                table[title].append(judged("keeps its bestmodel.pth", list(dict.fromkeys(changed[title]))))
         for title in dict.fromkeys(title for title, *_ in plan if title in table):
             merge(table[title], CLEAN)
             merge(table[title], SILENT)
@@ -569,10 +583,12 @@ def folder_rows(folder, report):
 
 
 def restore(path, content):
-    """Puts back graded weights that training has overwritten."""
-    if path.is_file() and path.read_bytes() == content:
+    """Puts back graded weights that training has overwritten; removes those that it has made (content: None)."""
+    if (path.read_bytes() if path.is_file() else None) == content:
         return []
     path.unlink(missing_ok=True)  # it may be a link by now
+    if content is None:
+        return ["made by training; removed by the grader"]
     path.write_bytes(content)
     return ["overwritten; restored by the grader"]
 
@@ -601,11 +617,20 @@ def run_step(step, job, timeout, rows):
             rows.append(Row(step.name, "FAIL", note=fault))
 
 
+def checked_row(values):
+    """A row from what a child has written; ValueError if it is none."""
+    *texts, value = row = Row(*values)
+    known = row.status in ("pass", "FAIL", "warning", "info", "skipped")
+    if not known or not all(isinstance(text, str) for text in texts) or not isinstance(value, int | float | None):
+        raise ValueError(f"no row: {values}")
+    return row
+
+
 def read_answers(step, folder):
     """The rows that a child has written, and one on what was printed."""
     rows = []
     with suppress(OSError, ValueError, TypeError):  # graded code may have destroyed what is there
-        rows.extend(Row(*json.loads(line)) for line in (folder / "rows").read_text().splitlines())
+        rows.extend(checked_row(json.loads(line)) for line in (folder / "rows").read_text().splitlines())
         with open(folder / "printed", "rb") as printed:
             lines = sum(1 for _ in printed)
         if lines:
@@ -654,7 +679,7 @@ def serve(name, job, path):
     sys.path[:] = [job.folder, *(entry for entry in sys.path if Path(entry).resolve() != HERE)]  # HERE has others
     with open(path, "w", buffering=1) as file:
         for row in step_rows(step, job):
-            print(json.dumps(row), file=file)
+            file.write(json.dumps(row) + "\n")
     os._exit(0)  # threads that graded code has left would keep the process
 
 

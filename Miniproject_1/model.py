@@ -81,7 +81,7 @@ class Recipe:
     swap_pixels: bool | None = None  # swap the two noisy values of half the pixels; None: if `PairNoise` allows it
     both_directions: bool | None = None  # predict b from a and a from b, in one step; None: if they are alike
     negatives: bool = True  # turn half of the pairs into negatives: self-ensembles use them
-    variance_floor: float | None = 0.002  # weight an image by 1 / (its noise variance + this); None, not l2: equally
+    variance_floor: float | None = 0.002  # weight an image by 1 / (its noise variance + this); None, l1, l0: equally
     loss: str = "l2"  # "l2" removes noise of mean 0, "l1" of median 0, "l0" of mode 0; see `power_loss`
 
     def __post_init__(self):
@@ -132,14 +132,14 @@ CELL = 32  # pixels a side: gates of our network depend on means over such cells
 PATCH = 64  # pixels a side: larger training pairs are used as random patches of this size
 LOW_NOISE = 20 / 255  # noise: with less, the last layer learns more slowly
 MOST_PASSES = 20  # epochs over few pairs: more do harm unless pixels are swapped
-LR_DECAY_PAIRS = 50_000  # later calls divide the peak rates by sqrt(1 + pairs seen before / this)
+LR_DECAY_PAIRS = 50_000  # later calls divide the peak rates by sqrt(1 + `pairs_seen` before / this)
 CHUNK, GPU_CHUNK = 2**15, 2**19  # pixels predicted at once: on a CPU their features stay in its cache
 TILE = 768  # pixels a side, a multiple of CELL: larger images are predicted in tiles
 MARGIN, BLENDED = 56, 16  # pixels, at least, at a tile's edge that are discarded, and that are blended with the next
 SMALLEST = 16  # pixels a side: smaller images are padded by mirroring; no training image was so small
 NARROW = 4  # pixels a side: narrower images are only clipped; mirrored, their noise looks like texture
 VIEWED = 64  # pairs on which `train` judges the views that self-ensembles average, and what it has gained
-COARSE, AGREEING = 0.36, 0.97  # see `coarse_difference`: a larger share, less correlated, shows different scenes
+COARSE, AGREEING = 0.36, 0.97  # share and correlation; see `coarse_difference`: above and below, scenes differ
 DISPLACED, TOO_FAR = 0.025, 0.3  # see `displaced_share`: a larger share, and pixels; stripes reach 0.02
 CONTRAST = 0.05  # see `contrast_difference`
 NO_GAIN = 0.99  # of the squared error: if more is left after a training, it has been in vain
@@ -308,8 +308,8 @@ class ResidualBlock(nn.Module):
 
     The means show how noisy and how textured an image is, which no 3 x 3 window sees (J. Hu et al.,
     "Squeeze-and-Excitation Networks", CVPR 2018). They are taken over cells of `cell` x `cell` pixels, and the gates
-    interpolated in between: distant parts of an image do not matter, and tiles of whole cells have the same gates.
-    If `cell` is None, there are no gates.
+    interpolated in between: distant parts of an image do not matter, and tiles of whole cells have nearly the same
+    gates. If `cell` is None, there are no gates.
     """
 
     def __init__(self, width, cell=None):
@@ -588,7 +588,10 @@ class Muon(torch.optim.Optimizer):
 
     def _momentum(self, parameter, decay):
         """Nesterov's look-ahead of the averaged gradient, as a matrix."""
-        average = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        average = state["momentum"]
         average.lerp_(parameter.grad, 1 - decay)
         return parameter.grad.lerp(average, decay).flatten(1)
 
@@ -633,13 +636,14 @@ class PairNoise:
     """What two noisy versions of an image reveal about their noise; see `measure_noise`.
 
     Attributes:
-        correlation: of the noise of neighbouring pixels: the value furthest from 0 among six neighbours up to two
-            pixels away. White noise has 0; blurred, demosaiced, enlarged or JPEG-coded noise has more.
+        correlation: of the noise of neighbouring pixels: of six neighbours up to two pixels away, that which may be
+            furthest from 0, by two standard errors. White noise has 0; blurred, demosaiced, enlarged or JPEG-coded
+            noise has more.
         line_correlation: mean over all pairs of pixels of one row or one column: stripes and drifting exposure have
             more than 0.
         imbalance: (variance of noise a - variance of noise b) / (their sum): 0 for images that are equally noisy.
         offset: mean of noisy_a - noisy_b in the channel where it is furthest from 0, in standard deviations of this
-            difference.
+            difference about its mean.
         channel_ratio: of the strongest channel's standard deviation of the noise to the weakest one's.
         errors: the standard errors of the first four, infinite where there are too few pixels to tell.
     """
@@ -683,8 +687,11 @@ def measure_noise(noisy_a, noisy_b):
     """
     a, b = (blocks(subsample(images)) for images in (noisy_a, noisy_b))  # (blocks, C, h, w)
     difference = a - b
-    offsets = [ratio(d.mean((1, 2)), d.square().mean((1, 2)).sqrt()) for d in difference.unbind(1)]
     centred = difference - difference.mean((0, 2, 3), keepdim=True)
+    offsets = [
+        ratio(d.mean((1, 2)), c.square().mean((1, 2)).sqrt().clamp(min=1e-3 / 255))  # also where there is no noise
+        for d, c in zip(difference.unbind(1), centred.unbind(1), strict=True)
+    ]
     power = centred.square().mean((1, 2, 3))
     shifts = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
     neighbours = [ratio(products(centred, *shift), power) for shift in shifts]
@@ -911,7 +918,8 @@ def noise2noise_loss(prediction, noisy_a, noisy_b, variance_floor):
 
     The grader's score is a mean of logarithms: the larger an image's error, the less it counts. That error
     depends mostly on the noise variance, half the mean squared difference of the pair. If a prediction is worse than
-    its input, its error is used instead, so that no image outweighs all others. None: equal weights.
+    its input, its error is used instead, so that no image outweighs all others. With a `variance_floor` of None all
+    images weigh the same.
     """
     error = (prediction - noisy_b).square().mean(dim=(1, 2, 3))  # (B,)
     if variance_floor is None:
@@ -1254,8 +1262,8 @@ def warn_of_offset(noise):
     """An image that is brighter than its partner teaches the partner's brightness; see `Model.train`."""
     if abs(noise.offset) > 0.1 + 4 * noise.errors[3]:
         warnings.warn(
-            f"noisy_a and noisy_b differ in brightness by {noise.offset:.2f} standard deviations of their noise: the "
-            "model learns that difference too. Scale both to the same exposure first",
+            f"noisy_a and noisy_b differ in brightness by {noise.offset:.3g} standard deviations of their "
+            "difference: the model learns that too. Scale both to the same exposure first",
             stacklevel=4,
         )
 
@@ -1330,8 +1338,9 @@ def read_weights(path):
 class Tiling:
     """How a network predicts large images: in squares of `side` pixels, each of which overlaps the next by `overlap`.
 
-    At edges inside the image, `margin` pixels are discarded: as many as the network's convolutions reach, or more, for
-    its gates. The rest of an overlap is blended. Tiles start where cells and pooling of the whole image do.
+    At edges inside the image, `margin` pixels are discarded: at least as many as the network's convolutions reach; its
+    gates reach farther, but little depends on that. The rest of an overlap is blended. Tiles start where cells and
+    pooling of the whole image do.
     """
 
     side: int
@@ -1377,8 +1386,9 @@ class Model:
         sizes: of the network, such as width=32; see its class.
 
     Attributes:
-        network: the `nn.Module`; in_channels, sizes, recipe, seed, device, precision as given.
-        pairs_seen: how many pairs the weights were trained on, kept in the weights file.
+        network: the `nn.Module`; name: its kind; in_channels, sizes, recipe, seed, device, precision: as given.
+        pairs_seen: how many pairs the steps of training have drawn, in all epochs, a large one once for each of its
+            patches; kept in the weights file.
         noise: `PairNoise` of the pairs that `train` saw last, kept in the weights file; None before.
         chosen_views: numbers of the views that self-ensembles average, see `choose_views`; None: all.
         value_ranges: {type: (low, high)}, the values that were black and white in the files it was trained on, such as
@@ -1467,7 +1477,8 @@ class Model:
             epochs: passes over the pairs; `num_epochs` is another name for it. From an image larger than 64 x 64, an
                 epoch takes as many random patches as cover its area. With few pairs, fresh weights get more epochs
                 than asked for: until they have seen 2,000 of 32 x 32, at most 20; see `Recipe.min_pairs`.
-            progress: called as `progress(step, steps, loss)` after each step, the loss a 0-d tensor.
+            progress: called as `progress(step, steps, loss)` after each step, the loss a 0-d tensor. It may call
+                `predict` and `save`, which see the weights of that step, but not `load` or `train`.
 
         Assumptions about the noise, besides its independence in the two images:
             Its mean is 0. A difference in brightness between the images is learnt as well, with a warning; clipped
@@ -1483,8 +1494,8 @@ class Model:
             Its strength varies between images: with "l2" each is weighted by its own noise, half the mean squared
                 difference of its pair. In displaced images, that is not noise.
 
-        Raises TypeError or ValueError for unsuitable pairs, RuntimeError if a GPU runs out of memory or if the weights
-        are no longer finite at the end.
+        Raises TypeError or ValueError for unsuitable pairs, RuntimeError if a GPU runs out of memory, if `progress` has
+        loaded or trained, or if the weights are no longer finite at the end.
         """
         epochs = number_of_epochs(epochs, num_epochs)
         check_pairs(noisy_a, noisy_b, self.in_channels)
@@ -1510,7 +1521,7 @@ class Model:
                         loss = training.step(*pairs.batch(index, training.generator), factor, training.steps / steps)
                     self.pairs_seen += len(index)
                     if progress is not None:
-                        progress(training.steps, steps, loss)
+                        tell_progress(self, progress, training.steps, steps, loss)
         finally:
             training.finish()
             self.choose_views(noisy_a, noisy_b)
@@ -1530,8 +1541,8 @@ class Model:
         """Denoises images.
 
         Args:
-            images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Another scale gives
-                a warning, and values are clipped to [-255, 510]. Images larger than 768 pixels a side are predicted in
+            images: (N, C, H, W) in [0, 255], any real dtype, any H x W, on any device. Another scale gives a
+                warning, and values are clipped to [-255, 510]. Images larger than 768 pixels a side are predicted in
                 overlapping tiles, which bounds the memory needed. Those less than 4 pixels high or wide are only
                 clipped.
             ensemble: True averages the predictions of several views of each image; see `views`. False predicts once;
@@ -1596,9 +1607,9 @@ class Model:
         """
         noisy, other = self._sample(noisy_a), self._sample(noisy_b)
         predicted = self._denoise(noisy, self.every_view()[:1])
-        before, after = ((images.clamp(0, 1) - other).square().mean().item() for images in (noisy, predicted))
-        if math.isnan(after):
+        if not predicted.isfinite().all():
             raise RuntimeError("the weights are no longer finite: begin with others, and lower the rates of the recipe")
+        before, after = ((images.clamp(0, 1) - other).square().mean().item() for images in (noisy, predicted))
         return after / before if before else 0.0
 
     def _sample(self, images):
@@ -1635,6 +1646,14 @@ class Model:
                 prediction = forward_any_size(self.network, to_view(images, *view))
             total += from_view(prediction.float(), *view)
         return total / len(views)
+
+
+def tell_progress(model, progress, step, steps, loss):
+    """Calls `progress`; RuntimeError if it has loaded weights into the model or trained it."""
+    before = model.network, model.pairs_seen
+    progress(step, steps, loss)
+    if (model.network, model.pairs_seen) != before:
+        raise RuntimeError("progress may call predict and save, but not load or train: give those another Model")
 
 
 def square_starts(size, count):

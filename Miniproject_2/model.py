@@ -111,12 +111,14 @@ class Recipe:
     def __post_init__(self):
         if self.optimiser not in ("muon", "adam", "sgd"):
             raise ValueError(f"optimiser must be 'muon', 'adam' or 'sgd'; got {self.optimiser!r}")
-        if self.lr is None:
-            object.__setattr__(self, "lr", RATES[self.optimiser])
         for name, least in (("batch_size", 1), ("min_batch_size", 1), ("min_steps", 1), ("min_pairs", 0)):
             whole_number(getattr(self, name), name, least)
-        if not 0 <= self.lr < math.inf or not 0 <= self.ema_share <= 1:
+        if not 0 <= self.peak_lr < math.inf or not 0 <= self.ema_share <= 1:
             raise ValueError(f"Recipe needs a finite lr >= 0 and an ema_share in [0, 1]; got {self}")
+
+    @property
+    def peak_lr(self):
+        return RATES[self.optimiser] if self.lr is None else self.lr
 
     def resolved(self, noise):
         """The recipe, its open choices (None) settled by a `PairNoise` of pairs."""
@@ -131,7 +133,7 @@ LR_DECAY_PAIRS = 10_000  # a further call starts at the peak rate / sqrt(1 + pai
 CHUNK = 2**17  # pixels predicted at once, about 1 kB of work space each
 TILE = 256  # pixels a side, a multiple of 4: images of more than CHUNK pixels are predicted in tiles
 VIEWED = 64  # pairs on which `train` measures which views of an image a self-ensemble gains from
-COARSE, AGREEING = 0.36, 0.97  # see `coarse_difference`: a larger share, less correlated, shows different scenes
+COARSE, AGREEING = 0.36, 0.97  # share and correlation; see `coarse_difference`: above and below, scenes differ
 DISPLACED, TOO_FAR = 0.025, 0.3  # see `displaced_share`: a larger share, and pixels; stripes reach 0.02
 CONTRAST = 0.05  # see `contrast_difference`
 NO_GAIN = 0.99  # of the squared error: if more is left after a training, it has been in vain
@@ -1264,9 +1266,12 @@ class Network(Sequential):
 
     @property
     def reach(self):
-        """Pixels, a multiple of 4: no output depends on an input farther away (a kernel per layer)."""
+        """Pixels, a multiple of 4: no output depends on an input farther away.
+
+        A layer reaches half a kernel, in pixels of its own grid: of the image's size, or twice that.
+        """
         a = self.architecture
-        return -(-(3 * a.kernel + 6 * a.up_kernel) // 4) * 4
+        return -(-(3 * (a.kernel // 2 + a.up_kernel // 2) + 3) // 4) * 4
 
     def prepared(self, images):
         """Images in [0, 1], any H x W -> the network's input: padded, centred, about unit variance, channels-last."""
@@ -1309,13 +1314,14 @@ class PairNoise:
     """What two noisy versions of an image reveal about their noise; see `measure_noise`.
 
     Attributes:
-        correlation: of the noise of neighbouring pixels: the value furthest from 0 among six neighbours up to two
-            pixels away. White noise has 0; blurred, demosaiced, enlarged or JPEG-coded noise has more.
+        correlation: of the noise of neighbouring pixels: of six neighbours up to two pixels away, that which may be
+            furthest from 0, by two standard errors. White noise has 0; blurred, demosaiced, enlarged or JPEG-coded
+            noise has more.
         line_correlation: mean over all pairs of pixels of one row or one column: stripes and drifting exposure have
             more than 0.
         imbalance: (variance of noise a - variance of noise b) / (their sum): 0 for images that are equally noisy.
         offset: mean of noisy_a - noisy_b in the channel where it is furthest from 0, in standard deviations of this
-            difference.
+            difference about its mean.
         channel_ratio: of the strongest channel's standard deviation of the noise to the weakest one's.
         errors: the standard errors of the first four, infinite where there are too few pixels to tell.
     """
@@ -1354,8 +1360,11 @@ def measure_noise(noisy_a, noisy_b):
     """
     a, b = (blocks(subsample(images)) for images in (noisy_a, noisy_b))  # (blocks, C, h, w)
     difference = a - b
-    offsets = [ratio(d.mean((1, 2)), d.square().mean((1, 2)).sqrt()) for d in difference.unbind(1)]
     centred = difference - difference.mean((0, 2, 3), keepdim=True)
+    offsets = [
+        ratio(d.mean((1, 2)), c.square().mean((1, 2)).sqrt().clamp(min=1e-3 / 255))  # also where there is no noise
+        for d, c in zip(difference.unbind(1), centred.unbind(1), strict=True)
+    ]
     power = centred.square().mean((1, 2, 3))
     shifts = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
     neighbours = [ratio(products(centred, *shift), power) for shift in shifts]
@@ -1601,7 +1610,7 @@ class Training:
         if self.network.equivariant:
             for (_, gradient), orbit in zip(self.network.param(), self.orbits, strict=True):
                 gradient.copy_(symmetrised(gradient, orbit))
-        self.optimiser.lr = self.recipe.lr * lr_factor
+        self.optimiser.lr = self.recipe.peak_lr * lr_factor
         self.optimiser.step()
         self.steps += 1
         share = max(1 / self.ema_steps, 1 / self.steps)
@@ -1724,8 +1733,8 @@ def warn_of_offset(noise):
     """Warns of a difference in brightness, which would be learnt as well; see `Model.train`."""
     if abs(noise.offset) > 0.1 + 4 * noise.errors[3]:
         warnings.warn(
-            f"noisy_a and noisy_b differ in brightness by {noise.offset:.2f} standard deviations of their noise: the "
-            "model learns that difference too. Scale both to the same exposure first",
+            f"noisy_a and noisy_b differ in brightness by {noise.offset:.3g} standard deviations of their "
+            "difference: the model learns that too. Scale both to the same exposure first",
             stacklevel=3,
         )
 
@@ -1802,7 +1811,8 @@ class Model:
 
     Attributes:
         network: the `Network`; recipe, seed, device, precision as given; architecture: the sizes.
-        pairs_seen: how many pairs the weights have learnt from, kept in the weights file.
+        pairs_seen: how many pairs the steps of training have drawn, in all epochs, a large one once for each of its
+            patches; kept in the weights file.
         noise: `PairNoise` of the pairs that `train` saw last, kept in the weights file; None before.
         chosen_views: numbers of the views that self-ensembles average, see `choose_views`; None: all.
     """
@@ -1882,7 +1892,7 @@ class Model:
                 epoch takes as many random patches as cover its area. With few pairs, fresh weights make more passes
                 than asked: until they have seen 2,000 of 32 x 32, at most 10; see `Recipe.min_pairs`.
             progress: called as `progress(step, steps, loss)` after each step, the loss a 0-d tensor. It may call
-                `predict` and `save`, which see the weights of that step.
+                `predict` and `save`, which see the weights of that step, but not `load` or `train`.
 
         Assumptions, besides independent noise in the two images:
             The noise has mean 0. A difference in brightness is learnt as well, with a warning; clipping leaves a bias
@@ -1893,8 +1903,8 @@ class Model:
                 stripes of one direction. For these use `Model(width=100, deep_width=196)`, which is not equivariant.
             Other views of a picture, such as its negative, look natural, too: measured, see `choose_views`.
 
-        Raises TypeError or ValueError for what cannot be learnt from, RuntimeError if the weights are no longer finite
-        at the end.
+        Raises TypeError or ValueError for what cannot be learnt from, RuntimeError if `progress` has loaded or trained,
+        or if the weights are no longer finite at the end.
         """
         epochs = number_of_epochs(epochs, num_epochs)
         self._choose_products()
@@ -1920,7 +1930,7 @@ class Model:
                     loss = training.step(*batch, peak * lr_factor(training.steps, steps))
                     self.pairs_seen += len(batch[0])
                     if progress is not None:
-                        progress(training.steps, steps, loss)
+                        tell_progress(self, progress, training.steps, steps, loss)
         finally:
             training.finish()
             self.choose_views(noisy_a, noisy_b)
@@ -1937,8 +1947,8 @@ class Model:
         """Denoises images. Threads may share the model.
 
         Args:
-            images: (N, C, H, W) in [0, 255], any real dtype, any N and any H x W, on any device. Another scale gives
-                a warning, and values are clipped to [-255, 510]. Large ones go through the network in overlapping
+            images: (N, C, H, W) in [0, 255], any real dtype, any H x W, on any device. Another scale gives a
+                warning, and values are clipped to [-255, 510]. Large ones go through the network in overlapping
                 tiles: this bounds the memory; a single pass gives the result of the whole image.
             ensemble: True averages the predictions of several views of each image; see `views`. False predicts once;
                 None averages images up to 64 x 64.
@@ -1999,9 +2009,9 @@ class Model:
         """
         noisy, other = self._sample(noisy_a), self._sample(noisy_b)
         predicted = self.network.denoised(noisy)
-        before, after = ((images.clamp(0, 1) - other).square().mean().item() for images in (noisy, predicted))
-        if math.isnan(after):
+        if not predicted.isfinite().all():
             raise RuntimeError("the weights are no longer finite: begin with others, and lower the rates of the recipe")
+        before, after = ((images.clamp(0, 1) - other).square().mean().item() for images in (noisy, predicted))
         return after / before if before else 0.0
 
     def _sample(self, images):
@@ -2036,6 +2046,14 @@ def square_starts(size, count):
     room = max(0, size - ENSEMBLE_SIDE)
     count = min(count, -(-size // ENSEMBLE_SIDE))
     return [room * place // (count - 1) for place in range(count)] if count > 1 else [room // 2]
+
+
+def tell_progress(model, progress, step, steps, loss):
+    """Calls `progress`; RuntimeError if it has loaded weights into the model or trained it."""
+    before = model.network, model.pairs_seen
+    progress(step, steps, loss)
+    if (model.network, model.pairs_seen) != before:
+        raise RuntimeError("progress may call predict and save, but not load or train: give those another Model")
 
 
 def check_views(numbers, views):

@@ -41,8 +41,8 @@ from Miniproject_1.commands.support.images import (
 from Miniproject_1.commands.support.noise_level import noise_level
 from Miniproject_1.commands.support.progress import progress_bar
 from Miniproject_1.commands.support.weights import add_weights, load_model, predicted, weights_file
-from Miniproject_1.model import NARROW, Tiling
-from Miniproject_1.others.data import check_new, check_writable, say_left_out, some_path
+from Miniproject_1.model import CELL, NARROW, Tiling
+from Miniproject_1.others.data import check_new, check_writable, say_left_out, share, some_path
 
 HARDLY_ANY = 2  # grey values of noise: from pictures with less, weights take detail as well
 TOO_NARROW = f"less than {NARROW} pixels high or wide: left as it is"
@@ -88,13 +88,6 @@ def add_arguments(parser):
     parser.add_argument("--json", action="store_true", help="print JSON, one line per picture")
 
 
-def share(text):
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError(text)
-    return value
-
-
 # ---------------------------------------------------------------------------------------------- which files
 
 
@@ -128,9 +121,12 @@ def jobs_of(given, out, quiet):
 # ---------------------------------------------------------------------------------------------- one picture
 
 
-def bands(height, tiling):
-    """(rows to predict, rows to keep, where those are in the prediction) of each part of a picture: a row of tiles."""
-    step, margin = tiling.side - tiling.overlap, tiling.overlap // 2
+def bands(height, tiling, border):
+    """(rows to predict, rows to keep, where those are in the prediction) of each part of a picture.
+
+    With its margins and the mirrored border, a part is one row of tiles. Parts start where cells of gates do.
+    """
+    step, margin = (tiling.side - tiling.overlap - 2 * border) // CELL * CELL, tiling.overlap // 2
     for start in range(0, height, step):
         stop = min(start + step, height)
         first, last = max(0, start - margin), min(height, stop + margin)
@@ -143,7 +139,7 @@ def denoised(model, picture, strength=1.0, ensemble=None, progress=None):
     The picture is predicted in bands, so that only its stored pixels are in memory as a whole.
     """
     result = replace(picture, pixels=picture.pixels.copy())
-    parts = list(bands(len(picture.pixels), Tiling.of(model.network)))
+    parts = list(bands(len(picture.pixels), Tiling.of(model.network), model.network.border))
     for done, (rows, kept, inside) in enumerate(parts, start=1):
         noisy = picture.values(rows)
         clean = noisy.lerp(predicted(model, noisy, picture.space, ensemble), strength)
@@ -213,7 +209,7 @@ def denoise_and_summarise(picture, model, options, show, progress):
     before, shown = noise_level(picture), []
     if min(picture.pixels.shape[:2]) < NARROW:
         picture.notes.append(TOO_NARROW)
-    elif before < HARDLY_ANY:
+    elif before < HARDLY_ANY and options.strength == 1:
         picture.notes.append(LITTLE_NOISE)
     if show:
         shown.append(png_to_show(picture))
@@ -224,7 +220,7 @@ def denoise_and_summarise(picture, model, options, show, progress):
     return Summary(size, kind, picture.value_range, before, noise_level(picture), shown)
 
 
-def do(job, model, options, page, progress=None):
+def denoise_file(job, model, options, page, progress=None):
     """Denoises the pictures of one file, of which the page shows the first; returns the facts to be printed."""
     began = time.monotonic()
     if job.error:
@@ -291,7 +287,7 @@ def run(options):
     with Page.to(options.compare, options.force) as page, progress_bar(len(jobs), options.quiet) as bar:
         for job in jobs:
             try:
-                facts = do(job, model, options, page, bar.part)
+                facts = denoise_file(job, model, options, page, bar.part)
                 ranges.setdefault(facts["type"], set()).add(tuple(facts["range"]))
             except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
                 failures += 1

@@ -172,7 +172,7 @@ def best_and_worst(decibels):
 
 
 def worst_square(result, clean):
-    """Slices of the rows and columns of the square that has the largest error, of (1, C, H, W)."""
+    """Slices of the rows and columns of the square of a grid that has the largest error, of (1, C, H, W)."""
     error = (result - clean).square().mean(1)  # (1, H, W)
     height, width = (min(SQUARE, size) for size in error.shape[1:])
     step = SQUARE // 8

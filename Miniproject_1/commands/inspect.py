@@ -27,6 +27,7 @@ from Miniproject_1.model import (
     coarse_difference,
     contrast_difference,
     displaced_share,
+    line_products,
     measure_noise,
     products,
     subsample,
@@ -146,11 +147,8 @@ def line_correlation(first, second):
     """Mean correlation of the noise of all pairs of different pixels in one row, and in one column, of the squares."""
     difference = first - second
     difference = difference - difference.mean((2, 3), keepdim=True)
-    found, side = [], difference.shape[2]
-    for axis in (3, 2):
-        pairs = difference.sum(axis).square().mean() - difference.square().sum(axis).mean()
-        found.append((pairs / (side * max(1, side - 1) * (difference.square().mean() + 1e-12))).item())
-    return found
+    power = difference.square().mean() + 1e-12
+    return [(line_products(difference, axis).mean() / power).item() for axis in (3, 2)]
 
 
 def single_correlation(pictures):
@@ -188,7 +186,7 @@ def single_correlation(pictures):
     return medians[worst].item(), 3 * 1.25 * found[:, worst].std().item() / math.sqrt(len(found))
 
 
-def edges(first, second):
+def step_kurtosis(first, second):
     """Kurtosis of the steps between neighbours in the difference at a quarter of the size; NaN if it is too small."""
     side = min(4, *first.shape[2:])
     coarse = F.avg_pool2d(first - second, side)
@@ -299,7 +297,7 @@ def on_scenes(pairs):
         return None
     first, second = blocks(Some(pairs, strange), SIDE, SQUARES)
     alone = max(level_of_two_sizes([square[None] for square in part[:JUDGED]]) for part in (first, second))
-    level, kurtosis = (first - second).std(correction=0).item() / math.sqrt(2), edges(first, second)
+    level, kurtosis = (first - second).std(correction=0).item() / math.sqrt(2), step_kurtosis(first, second)
     if not (level > max(FAINTEST, BEYOND * alone) and kurtosis > EDGES):
         return None
     agreement = sum(measured[number][1] for number in strange) / len(strange)
@@ -547,4 +545,4 @@ def run(options):
 
 def say(findings, file=None):
     for finding in findings:
-        print(f"{finding.verdict:5}{finding.topic:14}{finding.text}", file=file)
+        print(f"{finding.verdict:8}{finding.topic:14}{finding.text}", file=file)

@@ -35,6 +35,7 @@ WEIGHTS always holds the averaged weights of the last epoch and the range of the
 if uninterrupted, to the last bit on the same machine.
 """
 
+import contextlib
 import copy
 import itertools
 import math
@@ -45,6 +46,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 from Miniproject_1.commands.evaluate import mean_squared_error, psnr
 from Miniproject_1.commands.inspect import BAD, FINE, fit, inspect_pairs, on_single, say
@@ -127,11 +133,11 @@ def add_arguments(parser):
 
 
 def squares(pairs):
-    """All pairs as one `Stack` of equal squares; pairs in memory stay as they are.
+    """All pairs as one `Stack` of equal squares; small pairs in memory stay as they are.
 
     Squares lie side by side; the last of a row or column is moved back inside. Integer values are kept as uint8.
     """
-    if isinstance(pairs, Stack):
+    if isinstance(pairs, Stack) and max(pairs.first.shape[2:]) <= SQUARE:
         return pairs
     channels, *size = pairs.pair(0)[0].shape[1:]
     side, largest, first, second, places = min(SQUARE, *size), 0, [], [], []
@@ -354,15 +360,39 @@ def plot(path, curve):
 
 
 def run(options):
+    checkpoint = options.out.with_name(options.out.name + ".checkpoint")
     with process_group(options.device) as options.device:
         options.quiet = options.quiet or not is_first()
-        train(options)
+        check_files(options, checkpoint)
+        with only_run(options.out) if is_first() else contextlib.nullcontext():
+            train(options, checkpoint)
     return 0
 
 
-def train(options):
-    checkpoint = options.out.with_name(options.out.name + ".checkpoint")
-    check_files(options, checkpoint)
+@contextlib.contextmanager
+def only_run(path):
+    """Keeps other runs from training the weights at `path` meanwhile; FileExistsError if one does already.
+
+    The lock ends with the process, however that ends. Windows has none.
+    """
+    if fcntl is None:
+        yield
+        return
+    name = path.with_name(path.name + ".lock")
+    with open(name, "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileExistsError(f"another run is training {path}; give another -o, or wait for its end") from error
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            name.unlink(missing_ok=True)
+
+
+def train(options, checkpoint):
     started = load_model(options.start, options.device) if options.start is not None else None
     scale = Scale(options.range, started.value_ranges if started else {})
     pairs = open_sources(options.sources, options.max_megapixels, scale)

@@ -202,6 +202,11 @@ def _shuffled(parts, seed):
 # ---------------------------------------------------------------------------------------------- photographs
 
 
+def read_names(path):
+    """The names in a text file, one a line."""
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
 def photo_files(folder):
     """The photographs below a folder, by their endings, sorted, each file once; links are followed.
 
@@ -654,7 +659,10 @@ def read_checkpoint(path):
 
 
 def psnr(images, clean):
-    """The grader's PSNR in dB: the mean over images of each one's PSNR; both (N, C, H, W) in [0, 255]."""
+    """The grader's PSNR in dB: the mean over images of each one's PSNR; both (N, C, H, W) in [0, 255].
+
+    inf where an image is perfect, for which the grader counts 100 dB.
+    """
     return psnr_of_each(images, clean).mean().item()
 
 
@@ -726,6 +734,13 @@ def positive(text):
     if not count(text):
         raise ValueError
     return int(text)
+
+
+def share(text):
+    """A number from 0 to 1, for the command line."""
+    if not 0 <= float(text) <= 1:
+        raise ValueError
+    return float(text)
 
 
 def summary(doc):

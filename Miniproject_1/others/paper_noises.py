@@ -37,6 +37,7 @@ from Miniproject_1.others.data import (
     positive,
     progress_bar,
     psnr_of_each,
+    read_names,
     some_path,
     summary,
 )
@@ -196,7 +197,7 @@ def parse_arguments(arguments=None):
 def run_all(options):
     """Runs what is asked for and not done yet."""
     check_writable(options.out)
-    names = set(options.names.read_text().split())
+    names = set(read_names(options.names))
     files = photo_files(options.photos)
     judged_on = [load_photo(path) for path in files if path.name in names]
     others = [load_photo(path) for path in files if path.name not in names]

@@ -9,9 +9,10 @@ balance, colours, tone curve, noise reduction, sharpening, JPEG (after T. Brooks
 Learned Raw Denoising", CVPR 2019).
 
 Every draw of an image has the same parameters and its own random numbers. The network's input is one draw, as a file
-would hold it. Its target is the mean of other draws, neither clipped to a file's range nor coded as JPEG: both would
-shift the mean over many draws, which the network learns to predict. No clean image is learnt from: the mean of K draws
-has a K-th of the noise variance, and is K pairs at once.
+would hold it. Its target is the mean of other draws, neither rounded nor coded as JPEG. Added noise is not clipped in
+it, so that it has no bias. A camera's draws are clipped where its sensor is, before the tone curve: in strong noise
+their mean is up to 2 grey values too bright near black, and too dark near white. No clean image is learnt from: the
+mean of K draws has a K-th of the noise variance, and is K pairs at once.
 
 Shapes: B images of a batch, H W image, K draws. Numbers are in [0, 1] unless said otherwise; grey values in [0, 255].
 """
@@ -52,7 +53,7 @@ def noisy_and_mean(clean, generator, mixture=None):
     """A noisy draw of each image and the mean of further, independent draws.
 
     Args:
-        clean: float32 (B, 3, H, W) in [0, 1], H and W even.
+        clean: float32 (B, 3, H, W) in [0, 1], H and W even and at least 16: the widest blur reaches 15 pixels.
         generator: `torch.Generator` that draws the noises and their parameters.
 
     Returns float32 (noisy, mean), each (B, 3, H, W); where neither is clipped they leave [0, 1].
@@ -72,8 +73,8 @@ def noisy_and_mean(clean, generator, mixture=None):
 
 
 def check_clean(clean):
-    if clean.ndim != 4 or clean.shape[1] != 3 or clean.shape[2] % 2 or clean.shape[3] % 2:
-        raise ValueError(f"clean must be (B, 3, H, W) with even H and W; got shape {tuple(clean.shape)}")
+    if clean.ndim != 4 or clean.shape[1] != 3 or any(side % 2 or side < 16 for side in clean.shape[2:]):
+        raise ValueError(f"clean must be (B, 3, H, W), H and W even and at least 16; got shape {tuple(clean.shape)}")
     if not clean.is_floating_point():
         raise TypeError(f"clean must be floating point in [0, 1]; got {clean.dtype}")
 

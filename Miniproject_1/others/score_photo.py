@@ -33,6 +33,7 @@ from Miniproject_1.others.data import (
     plain_errors,
     positive,
     psnr_of_each,
+    read_names,
     some_path,
     summary,
 )
@@ -88,7 +89,7 @@ def row(name, scores):
 def conditions(options):
     """(name, pairs of noisy and clean) of every row that is asked for."""
     if options.photos:
-        names = set(options.names.read_text().split()) if options.names else None
+        names = set(read_names(options.names)) if options.names else None
         files = [path for path in photo_files(options.photos) if names is None or path.name in names]
         if not files:
             raise ValueError(f"no photo in {str(options.photos)!r} has a name in {str(options.names)!r}")
@@ -207,7 +208,7 @@ def parse_arguments(arguments=None):
         "--weights", type=some_path, nargs="+", default=[PHOTOMODEL, PRETRAINED], help="default: both shipped"
     )
     speed.add_argument("--side", type=positive, default=768, help="pixels of the square picture")
-    speed.add_argument("--turns", type=positive, default=5, help="predictions to take the median of (default 5)")
+    speed.add_argument("--turns", type=positive, default=5, help="predictions, of which the fastest counts (default 5)")
     speed.add_argument("--json", type=some_path, help="file to write the numbers to")
     return parser.parse_args(arguments)
 

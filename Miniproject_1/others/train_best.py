@@ -53,6 +53,7 @@ from Miniproject_1.others.data import (
     psnr,
     read_checkpoint,
     read_pairs,
+    share,
     some_path,
     summary,
 )
@@ -64,13 +65,6 @@ RECIPE_OPTIONS = {
     "ema_decay": "of the averaged weights",
     "variance_floor": "of the loss's weighting",
 }
-
-
-def share(text):
-    """A number from 0 to 1, for the command line."""
-    if not 0 <= float(text) <= 1:
-        raise ValueError
-    return float(text)
 
 
 def shared_parser(description):
@@ -119,7 +113,8 @@ def exchangeable(options):
 def make_model(options):
     """The model that the options ask for; ValueError where `--start` holds no weights for it."""
     chosen = {name: getattr(options, name) for name in RECIPE_OPTIONS}
-    recipe = Recipe(swap_pixels=exchangeable(options), **chosen)
+    alike = exchangeable(options)
+    recipe = Recipe(swap_pixels=alike, both_directions=alike, last_lr_scale=1.0, **chosen)
     start = read_weights(options.start) if options.start else {"sizes": {}}
     given = {name: getattr(options, name) for name in ("width", "blocks", "inner_blocks", "levels", "gates")}
     sizes = start["sizes"] | {name: size for name, size in given.items() if size is not None}
@@ -272,7 +267,7 @@ def draw_batches(photos, number, options, generator):
 
 def train_round(model, training, photos, number, options):
     """Learns from one round of fresh pairs; returns the mean loss."""
-    steps, losses = max(1, options.pairs // options.batch_size), []
+    steps, losses = max(1, pairs_in_rounds(options) // options.batch_size), []
     for batch in draw_batches(photos, number, options, training.generator):
         noisy_a, noisy_b = (to_device(images, model.device).float() / 255 for images in batch)
         losses.append(training.step(noisy_a, noisy_b, lr_factor(min(training.steps, steps), steps)))
@@ -310,9 +305,14 @@ def checkpoint_of(training, rounds, start, options):
     return {"training": training.state_dict(), "round": rounds, "start": start, "settings": settings_of(options)}
 
 
+def pairs_in_rounds(options):
+    """How many pairs are learnt: whole rounds that hold those asked for."""
+    return -(-options.pairs // options.round) * options.round
+
+
 def rounds_left(done, options):
     """The numbers of the rounds that are still to be run; says so if there are none."""
-    numbers = range(done, -(-options.pairs // options.round))
+    numbers = range(done, pairs_in_rounds(options) // options.round)
     if not numbers:
         print(f"nothing left to do: {done * options.round} pairs are learnt; a larger --pairs goes on", flush=True)
     return numbers

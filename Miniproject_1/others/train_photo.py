@@ -61,6 +61,7 @@ from Miniproject_1.others.data import (
     plain_errors,
     positive,
     read_checkpoint,
+    read_names,
     some_path,
     summary,
     tell,
@@ -103,12 +104,13 @@ class Settings:
 
     def recipe(self):
         return Recipe(
-            batch_size=max(1, self.batch_size * self.patch**2 // 32**2),
             muon_lr=self.muon_lr,
             adam_lr=self.adam_lr,
             ema_decay=self.ema_decay,
             variance_floor=self.variance_floor,
+            last_lr_scale=1.0,
             swap_pixels=False,
+            both_directions=False,
             negatives=False,
         )
 
@@ -319,7 +321,7 @@ def run(options):
         kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})
         for kind in (Settings, Mixture)
     )
-    left_out = options.leave_out.read_text().split() if options.leave_out else ()
+    left_out = read_names(options.leave_out) if options.leave_out else ()
     files = files_to_learn_from(options.photos, left_out)
     print(f"{len(files)} photographs; {settings}; {mixture}", flush=True)
     train(Patches(files, settings), settings, mixture, options.out, start=options.start, every=options.every)

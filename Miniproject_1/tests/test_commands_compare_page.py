@@ -226,3 +226,9 @@ def test_an_interrupted_page_is_not_there(tmp_path):
     with pytest.raises(KeyboardInterrupt), compare_page.Page.to(tmp_path / "page.html"):
         raise KeyboardInterrupt
     assert not os.listdir(tmp_path)
+
+
+def test_a_page_without_a_picture_is_not_there(tmp_path):
+    with compare_page.Page.to(tmp_path / "page.html"):
+        pass
+    assert not os.listdir(tmp_path)

@@ -1,5 +1,6 @@
 """`denoise`: files and folders, nothing overwritten, nothing half written; and the page to compare."""
 
+import itertools
 import json
 import os
 import signal
@@ -90,10 +91,10 @@ def test_bands_give_what_the_whole_picture_gives(course, size, monkeypatch):
 @pytest.mark.parametrize("network", ["residual_unet", "noise2noise"])
 def test_bands_cover_every_row_once(network):
     tiling = Tiling.of(Model(network, width=8).network)
-    for height in (1, 639, 640, 641, 1280, 5000):
+    for height, border in itertools.product((1, 639, 640, 641, 1280, 5000), (0, 16, 32)):
         kept = torch.zeros(height, dtype=torch.int64)
-        for rows, keep, inside in denoise.bands(height, tiling):
-            assert rows.stop - rows.start <= tiling.side and rows.start % 32 == 0
+        for rows, keep, inside in denoise.bands(height, tiling, border):
+            assert rows.stop - rows.start + 2 * border <= tiling.side and rows.start % 32 == 0
             assert rows.start == 0 or keep.start - rows.start >= tiling.margin
             kept[keep] += 1
             assert torch.equal(torch.arange(height)[rows][inside], torch.arange(height)[keep])
@@ -324,7 +325,7 @@ def test_linked_folders_are_entered_once(tmp_path, identity):
 
 
 def test_what_cannot_be_written_is_told_before_the_work(tmp_path, identity, capsys, monkeypatch):
-    monkeypatch.setattr(denoise, "do", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr(denoise, "denoise_file", lambda *_: pytest.fail("it has begun"))
     write(tmp_path / "a.png")
     for more in (
         ["-o", f"{tmp_path}/a.png/b.png"],
@@ -628,11 +629,11 @@ def test_many_small_files_take_no_more_memory(tmp_path, identity):
 import resource, sys
 from Miniproject_1.commands import denoise
 from Miniproject_1.__main__ import main
-peaks, do = [], denoise.do
+peaks, whole = [], denoise.denoise_file
 def watched(*arguments):
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return do(*arguments)
-denoise.do = watched
+    return whole(*arguments)
+denoise.denoise_file = watched
 main(["denoise", {str(tmp_path / "in")!r}, "-o", {str(tmp_path / "out")!r}, "--weights", {str(identity)!r},
       "--compare", {str(tmp_path / "page.html")!r}, "--quiet"])
 print(peaks[-1] - peaks[100])

@@ -585,3 +585,8 @@ def test_a_white_balance_that_drifts_is_seen(tmp_path):
     finding = inspect.on_exposure(stack, 25)
     assert finding.verdict != inspect.FINE and finding.values["drift"] == pytest.approx(4, abs=0.5)
     assert finding.values["mean"] == pytest.approx(0, abs=0.5)
+
+
+def test_no_more_squares_than_asked_for():
+    several = pairs.Stack(*torch.rand(2, 700, 1, 32, 32))
+    assert len(pairs.blocks(several, 16, 1024)[0]) == 1024

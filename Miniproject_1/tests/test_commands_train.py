@@ -127,7 +127,7 @@ def test_pairs_that_are_unfit_are_warned_of(files, capsys):
     torch.save((a, (b.float() + 20).clamp(0, 255).byte()), files / "train.pkl")
     assert main(command(files, "--quiet", "--epochs", "1")) == 0
     said = capsys.readouterr()
-    assert not said.out and "BAD  exposure" in said.err and "not fit" in said.err and "fine" not in said.err
+    assert not said.out and "BAD     exposure" in said.err and "not fit" in said.err and "fine" not in said.err
 
 
 def test_it_starts_from_other_weights(files, capsys):
@@ -146,6 +146,26 @@ def test_an_empty_start_is_no_fresh_one(files, capsys):
     assert main(command(files, "--start", "", "--epochs", "1", "--no-inspect")) == 1
     assert "no weights file ''" in capsys.readouterr().err
     assert not (files / "new.pth").exists()
+
+
+@pytest.mark.skipif(train.fcntl is None, reason="no locks of files here")
+def test_one_run_at_a_time_trains_the_same_weights(files, capsys):
+    with train.only_run(files / "new.pth"):
+        assert main(command(files, "--epochs", "1", "--no-inspect")) == 1
+    assert "another run is training" in capsys.readouterr().err and not (files / "new.pth").exists()
+    assert main(command(files, "--epochs", "1", "--no-inspect")) == 0
+    assert not (files / "new.pth.lock").exists()
+
+
+def test_large_tensors_are_cut_into_squares_too():
+    """Or few of them would leave nothing to be held out."""
+    large = pairs.Stack(*torch.rand(2, 3, 1, 300, 260))
+    cut = train.squares(large)
+    assert len(cut) == 3 * 9 and cut.first.shape[2:] == (128, 128)
+    assert torch.equal(cut.first[8], large.first[0, :, 172:, 132:]) and cut.places[8].tolist() == [0, 172, 132]
+    assert train.held_out(cut, 0)[2]
+    small = pairs.Stack(*torch.rand(2, 3, 1, 128, 100))
+    assert train.squares(small) is small
 
 
 def test_nothing_is_overwritten(files, capsys):
@@ -449,7 +469,7 @@ def test_single_pictures_with_white_noise_teach(tmp_path, capsys):
     command = ["train", f"{tmp_path}/noisy", "-o", f"{tmp_path}/new.pth", "--epochs", "6"]
     assert main([*command, "--validate", f"{tmp_path}/noisy", f"{tmp_path}/clean"]) == 0
     said = capsys.readouterr()
-    assert "fine independence" in said.err
+    assert "fine    independence" in said.err
     line = said.out.splitlines()[-1]
     loss, noisy, after = map(
         float, re.search(r"loss ([\d.]+), of the noisy ones ([\d.]+); .* ([\d.]+) dB", line).groups()

@@ -521,6 +521,7 @@ def test_termination_prints_what_was_finished(tmp_path, data, end):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also below nohup
     )
     while "import" not in process.stderr.readline():
         pass
@@ -612,6 +613,51 @@ def test_changed_state_is_told(grader, tmp_path):
     assert rows["untrained predict, 512 x 512"].status == "pass"
     expected = "untrained predict changed default dtype, torch's seed, working directory, sys.argv"
     assert (rows[grader.CLEAN].status, rows[grader.CLEAN].note) == ("FAIL", expected)
+
+
+UNSHIPPED = (
+    GOOD
+    + """
+    whole = train
+
+    def train(self, *arguments, **options):
+        self.whole(*arguments, **options)
+        torch.save(self.share, Path(__file__).parent / "bestmodel.pth")
+"""
+)
+
+
+def test_weights_that_training_has_made_are_no_shipped_ones(tmp_path, data):
+    """Or a second grading would pass."""
+    write_project(tmp_path, 1, UNSHIPPED)
+    (tmp_path / "Miniproject_1" / "bestmodel.pth").unlink()
+    _, table = run(tmp_path, "-d", data, "--project", 1, "--pairs", 104)
+    rows = table["Miniproject_1"]
+    assert rows["pretrained model"]["status"] == "FAIL"
+    assert rows["keeps its bestmodel.pth"]["note"] == "made by training; removed by the grader"
+    assert not (tmp_path / "Miniproject_1" / "bestmodel.pth").exists()
+
+
+def test_a_second_call_that_gives_nan_differs(grader):
+    image, calls = grader.random_images(1), []
+
+    def predict(images):
+        calls.append(1)
+        return images.float() * (1 if len(calls) % 2 else float("nan"))
+
+    model = SimpleNamespace(predict=predict)
+    assert grader.predict_faults(model, image) == ["second call differs"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[1, 2, 3]", '["a"]', '["a", "odd"]', '["a", "pass", "", "", "", "1"]', "7", '["a", "pass", "", "", ""'],
+    ids=str,
+)
+def test_what_is_no_row_stops_nothing(grader, tmp_path, line):
+    (tmp_path / "rows").write_text(f'["import", "pass", "", "", "", null]\n{line}\n')
+    (tmp_path / "printed").touch()
+    assert [row.check for row in grader.read_answers(grader.STEPS[0], tmp_path)] == ["import"]
 
 
 def test_weights_that_became_a_link_or_a_folder(grader, tmp_path):

@@ -638,6 +638,23 @@ def test_progress_is_told_every_step_of_the_call():
     assert all(math.isfinite(float(x[2])) for x in told)
 
 
+@pytest.mark.parametrize("call", ["load", "train"])
+def test_progress_must_not_load_or_train(call, tmp_path):
+    a, b = noisy_versions(smooth_images(8))
+    model = Model(width=8, recipe=SHORT)
+    model.save(tmp_path / "w.pth")
+    arguments = {"load": (tmp_path / "w.pth",), "train": (a, b)}[call]
+    with pytest.raises(RuntimeError, match="not load or train"):
+        model.train(a, b, 2, progress=lambda *_: getattr(model, call)(*arguments))
+
+
+def test_infinite_predictions_are_an_error_too():
+    model = Model(width=8)
+    torch.nn.init.constant_(model.network.last.bias, math.inf)
+    with pytest.raises(RuntimeError, match="no longer finite"):
+        model.error_left(*noisy_versions(smooth_images(8)))
+
+
 @pytest.mark.parametrize(
     ("count", "size", "passes"), [(10, 32, 20), (400, 32, 5), (1_999, 32, 2), (2_000, 32, 1), (400, 64, 2), (1, 512, 8)]
 )
@@ -1012,6 +1029,9 @@ def test_unequal_images_are_not_exchangeable():
     brighter = project.measure_noise(clean + a + 10, clean + b)
     assert not brighter.exchangeable
     assert brighter.offset == pytest.approx(10 / (25 * math.sqrt(2)), abs=0.02)
+    much = project.measure_noise(clean + a + 100, clean + b)
+    assert much.offset == pytest.approx(100 / (25 * math.sqrt(2)), abs=0.1)
+    assert project.measure_noise(clean + 10, clean).offset > 1000 and not project.measure_noise(clean + 10, clean).alike
     assert not project.measure_noise(clean + a, 0.9 * clean + b).exchangeable
     assert not project.measure_noise(clean, clean).exchangeable
 
@@ -1242,7 +1262,7 @@ def test_pairs_of_different_white_balance_give_a_warning():
     noisy_a, noisy_b = (clean + gaussian(clean.shape, seed) for seed in (1, 2))
     shift = torch.tensor([20.0, 0, -20]).view(3, 1, 1)
     assert project.measure_noise(noisy_a, noisy_b).offset == pytest.approx(0, abs=0.03)
-    expected = 20 / math.sqrt(2 * 25**2 + 20**2)
+    expected = 20 / (25 * math.sqrt(2))
     assert abs(project.measure_noise(noisy_a + shift, noisy_b).offset) == pytest.approx(expected, abs=0.05)
     with pytest.warns(UserWarning, match="brightness"):
         Model(width=8, recipe=SHORT).train(noisy_a + shift, noisy_b, 1)
@@ -1369,7 +1389,7 @@ def test_flat_images_of_any_size_get_no_worse(size):
 
 
 @pytest.mark.parametrize("side", [8, 16, 24, 48])
-@pytest.mark.parametrize(("name", "limit"), [("bestmodel.pth", 6), ("photomodel.pth", 4)])
+@pytest.mark.parametrize(("name", "limit"), [("bestmodel.pth", 7), ("photomodel.pth", 4)])
 def test_shipped_weights_keep_saturated_colours(name, limit, side):
     """The README's limits."""
     shipped = Model()

@@ -7,7 +7,7 @@ import torch
 
 from Miniproject_1.model import D4, Model, apply_d4
 from Miniproject_1.others import train_photo
-from Miniproject_1.others.data import load_photo, psnr, render_scene
+from Miniproject_1.others.data import load_photo, psnr, read_names, render_scene
 from Miniproject_1.others.photo_noise import Mixture
 from Miniproject_1.others.train_photo import Patches, Settings, files_to_learn_from, reduced_photo
 
@@ -48,6 +48,11 @@ def weights(path):
 def test_photos_of_the_test_set_and_their_copies_are_left_out(photos):
     assert names(files_to_learn_from(photos)) == {"0.png", "1.png", "2.png", "3.png", "copy.png"}
     assert names(files_to_learn_from(photos, ["0.png", "3.png"])) == {"1.png", "2.png"}
+
+
+def test_names_may_hold_spaces(tmp_path):
+    (tmp_path / "names.txt").write_text("one.png\n\n my holiday 1.jpg \n", encoding="utf-8")
+    assert read_names(tmp_path / "names.txt") == ["one.png", "my holiday 1.jpg"]
 
 
 def test_a_name_to_leave_out_that_is_not_there_is_an_error(photos):

@@ -79,7 +79,9 @@ def run(name, seed, photos, count, epochs, validation):
     parameters = sum(parameter.numel() for parameter, _ in model.network.param())
     size = {"network": asdict(model.architecture), "parameters": parameters}
     size["multiply_adds"] = multiply_adds(model.network)
-    return size | experiments.trained_and_scored(model, draw_pairs(photos, count, seed), epochs, validation)
+    row = size | experiments.trained_and_scored(model, draw_pairs(photos, count, seed), epochs, validation)
+    row["recipe"]["lr"] = model.recipe.peak_lr
+    return row
 
 
 if __name__ == "__main__":

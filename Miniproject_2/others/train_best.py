@@ -3,12 +3,13 @@
     python -m Miniproject_2.others.train_best PHOTOS --pairs 600000 --draws 32 --inputs 8 --negatives 0.25 \\
         --width 160 --deep-width 320 --seed 1 --validate val_data.pkl --out new.pth
 
-is the first of three runs (with a larger `--pairs` until the rate began to fall, so its warm-up was longer). Each of
+is the first of four runs (with a larger `--pairs` until the rate began to fall, so its warm-up was longer). Each of
 the others began with the weights of the one before (`--start`), and learnt flat pairs as well, since those of the first
 run shifted saturated colours by up to 75 grey values. They changed these options:
 
     --pairs 60000 --round 10000 --flat-pairs 0.03 --lr 4e-3 --decay 0.9 --warm-up 0.05 --seed 2
     --pairs 100000 --round 10000 --flat-pairs 0.06 --lr 6e-3 --decay 0.9 --warm-up 0.05 --seed 3
+    --pairs 250000 --round 10000 --flat-pairs 0.06 --lr 6e-3 --decay 0.9 --warm-up 0.05 --seed 4
 
 Only noisy pairs are ever drawn; `--draws` is explained in project 1's `train_best.py`. The run may be stopped at any
 time; the same command resumes it exactly, from its checkpoint `new.pth.checkpoint`. The learning rate rises, stays
@@ -21,17 +22,17 @@ import time
 import torch
 
 from Miniproject_1.model import save_atomically
-from Miniproject_1.others.data import check_writable, load_photos, plain_errors, positive, read_pairs, some_path
+from Miniproject_1.others.data import check_writable, load_photos, plain_errors, positive, read_pairs, share, some_path
 from Miniproject_1.others.train_best import (
     check_loss,
     checkpoint_of,
     draw_round,
     exchangeable,
+    pairs_in_rounds,
     report,
     resume,
     rounds_left,
     seed_of,
-    share,
     shared_parser,
 )
 from Miniproject_2.model import RATES, Model, Pairs, Recipe, Training, copy_all
@@ -81,7 +82,7 @@ def train_round(model, training, photos, number, options):
     pairs, losses = Pairs(noisy_a, noisy_b, model.device), []
     order = training.generator.sample(range(len(pairs)), len(pairs))
     for start in range(0, len(pairs), options.batch_size):
-        done = min(1.0, training.steps * options.batch_size / options.pairs)
+        done = min(1.0, training.steps * options.batch_size / pairs_in_rounds(options))
         batch = pairs.batch(order[start : start + options.batch_size], training.generator)
         if training.generator.random() < options.negatives:
             batch = [1 - images for images in batch]

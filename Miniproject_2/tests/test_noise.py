@@ -95,6 +95,9 @@ def test_unlike_images_may_not_be_swapped():
     assert ours.measure_noise(clean + 20 * white[0], clean + 19 * white[1]).exchangeable
     brighter = ours.measure_noise(clean + 20 * white[0] + 5, clean + 20 * white[1])
     assert brighter.offset == pytest.approx(5 / (20 * math.sqrt(2)), abs=0.02) and not brighter.exchangeable
+    much = ours.measure_noise(clean + 20 * white[0] + 80, clean + 20 * white[1])
+    assert much.offset == pytest.approx(80 / (20 * math.sqrt(2)), abs=0.1)
+    assert ours.measure_noise(clean + 5, clean).offset > 1000
     assert abs(brighter.correlation) < 0.02  # what is constant is in the offset alone
     assert not ours.measure_noise(1.2 * clean + 20 * white[0], clean + 20 * white[1]).exchangeable
     mean_of_seven = clean + 20 / math.sqrt(7) * white[1]

@@ -86,22 +86,29 @@ for (const figure of document.querySelectorAll("figure")) {
 """
 
 
+class NoFigureError(Exception):
+    """Raised, and caught, within `Page.to`: there is nothing to compare."""
+
+
 class Page:
     """Writes figures to an open file one after the other: memory holds one at a time."""
 
     def __init__(self, file):
-        self.file = file
+        self.file, self.figures = file, 0
 
     @classmethod
     @contextlib.contextmanager
     def to(cls, path, overwrite=False):
-        """A page that appears at `path` when it is complete; None for a path of None."""
+        """A page that appears at `path` when it is complete, unless it has no figure; None for a path of None."""
         if path is None:
             yield None
             return
-        with whole_file(path, overwrite) as file:
+        with contextlib.suppress(NoFigureError), whole_file(path, overwrite) as file:
             file.write(HEAD.encode())
-            yield cls(file)
+            page = cls(file)
+            yield page
+            if not page.figures:
+                raise NoFigureError
             file.write(TAIL.encode())
 
     def add(self, name, first, second, before, after):
@@ -117,6 +124,7 @@ class Page:
             second=data_url(second),
         )
         self.file.write(text.encode())
+        self.figures += 1
 
 
 def png_to_show(picture):

@@ -147,6 +147,10 @@ class Stack:
     def __getitem__(self, index):
         return Stack(self.first[index], self.second[index], self.places[index])
 
+    @property
+    def scenes(self):
+        return self.places[:, 0].tolist()
+
     def name(self, number):
         return str(number)
 
@@ -500,7 +504,7 @@ def blocks(pairs, side, count, overlap=1, seed=0):
             for top, left in places(*first.shape[2:], side, -(-count // len(chosen)), overlap, generator):
                 square = (..., slice(top, top + side), slice(left, left + side))
                 result.append((first[square].clone(), second[square].clone()))
-    return tuple(torch.cat(part) for part in zip(*result, strict=True))
+    return tuple(torch.cat(part[:count]) for part in zip(*result, strict=True))
 
 
 def places(height, width, side, count, overlap, generator):
