@@ -44,6 +44,14 @@ def test_stopped_training_continues_exactly(run, monkeypatch):
     assert model.pairs_seen == 96
 
 
+def test_the_rate_falls_to_the_end_of_the_last_round(run, monkeypatch):
+    """Which is beyond the pairs asked for."""
+    factors, original = [], train_best.lr_factor
+    monkeypatch.setattr(train_best, "lr_factor", lambda *x: factors.append(original(*x)) or factors[-1])
+    run("a.pth", ["--pairs", "40", "--batch-size", "8"])  # two rounds of 32
+    assert len(factors) == 8 and factors[-1] == pytest.approx(1 / 8)
+
+
 def test_finished_training_stays_as_it_is(run, capsys):
     _, first = run("a.pth")
     assert "nothing left" not in capsys.readouterr().out
@@ -184,11 +192,16 @@ def test_each_run_of_the_shipped_weights_starts_where_the_one_before_ended():
     printed = subprocess.run(
         ["sh", str(script), "PHOTOS", "FOLDER"], env=os.environ | {"PYTHON": "echo"}, capture_output=True, text=True
     )
-    *commands, mean = [shlex.split(line) for line in printed.stdout.splitlines()]
-    assert mean == ["-", "FOLDER"]  # a program on standard input: the mean of the last two runs
-    assert all(command[:2] == ["-m", "Miniproject_1.others.train_best"] for command in commands)
-    runs = [train_best.parse_arguments(command[2:]) for command in commands]
-    assert [run.start for run in runs] == [None, *(run.out for run in runs[:-1])]
+    runs, made = [], None
+    for module, *command in map(shlex.split, printed.stdout.splitlines()):
+        if module == "-":  # a program on standard input: the mean of two files
+            made, later, earlier, share = command
+            assert Path(later) == runs[-1].out and Path(earlier) != Path(later) and 0 < float(share) < 1
+            continue
+        assert [module, command.pop(0)] == ["-m", "Miniproject_1.others.train_best"]
+        runs.append(train_best.parse_arguments(command))
+        assert runs[-1].start == (made and Path(made))
+        made = runs[-1].out
     assert all(run.photos == Path("PHOTOS") for run in runs)
     sizes = {}
     for run in runs:  # each network holds the one before
