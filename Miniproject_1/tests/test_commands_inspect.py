@@ -588,5 +588,6 @@ def test_a_white_balance_that_drifts_is_seen(tmp_path):
 
 
 def test_no_more_squares_than_asked_for():
-    several = pairs.Stack(*torch.rand(2, 700, 1, 32, 32))
-    assert len(pairs.blocks(several, 16, 1024)[0]) == 1024
+    several = pairs.Stack(*torch.arange(700.0).view(1, 700, 1, 1, 1).expand(2, 700, 1, 32, 32))
+    squares = pairs.blocks(several, 16, 1024)[0]
+    assert len(squares) == 1024 and len(squares[:, 0, 0, 0].unique()) == 700  # some of each pair

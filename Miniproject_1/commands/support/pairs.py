@@ -498,13 +498,14 @@ def blocks(pairs, side, count, overlap=1, seed=0):
     chosen = torch.randperm(len(pairs), generator=generator)[:count].tolist()
     channels, *size = pairs.pair(chosen[0])[0].shape[1:]
     side, result = min(side, *size), []
-    for number in chosen:
+    for turn, number in enumerate(chosen):
         first, second = pairs.pair(number)
+        share = count * (turn + 1) // len(chosen) - count * turn // len(chosen)
         if first.shape[1] == channels:
-            for top, left in places(*first.shape[2:], side, -(-count // len(chosen)), overlap, generator):
+            for top, left in places(*first.shape[2:], side, share, overlap, generator):
                 square = (..., slice(top, top + side), slice(left, left + side))
                 result.append((first[square].clone(), second[square].clone()))
-    return tuple(torch.cat(part[:count]) for part in zip(*result, strict=True))
+    return tuple(torch.cat(part) for part in zip(*result, strict=True))
 
 
 def places(height, width, side, count, overlap, generator):
