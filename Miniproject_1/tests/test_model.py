@@ -1412,10 +1412,10 @@ def test_shipped_weights_keep_any_colour_far_from_borders(name, monkeypatch):
     shipped.load(project.PRETRAINED.with_name(name))
     levels = torch.linspace(0, 255, 9)
     clean = torch.cartesian_prod(levels, levels, levels).view(-1, 3, 1, 1).expand(-1, 3, 8, 8)
-    at_border = shipped.predict(clean[:1], ensemble=False)
+    at_border = shipped.predict(clean[::100], ensemble=False)
     monkeypatch.setattr(F, "conv2d", endless)
     found = shipped.predict(clean, ensemble=False)
-    assert not torch.equal(found[:1], at_border)
+    assert not torch.equal(found[::100], at_border)
     assert (found - clean).abs().max() < 5
 
 

@@ -216,6 +216,19 @@ def test_a_block_that_the_start_lacks_begins_as_a_copy(run, tmp_path):
         assert torch.equal(one, other)
 
 
+def test_gates_that_the_start_lacks_begin_open(run, tmp_path):
+    run("start.pth", limit=1)
+    gated = dataclasses.replace(TINY, gates=1, border=32, muon_lr=0.0, adam_lr=0.0)
+    model, start = run("gated.pth", gated, start=tmp_path / "start.pth"), Model()
+    start.load(tmp_path / "start.pth")
+    assert model.sizes["gates"] and not start.sizes["gates"]
+    noisy = 255 * torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    inner = (..., slice(24, 40), slice(24, 40))  # their borders differ
+    found, wanted = (m.predict(noisy, ensemble=False)[inner] for m in (model, start))
+    torch.testing.assert_close(found, wanted, atol=1.0, rtol=0)
+    assert (wanted - noisy[inner]).abs().max() > 0
+
+
 @pytest.mark.parametrize("change", [{"width": 16}, {"levels": 3}, {"inner_blocks": 0}], ids=str)
 def test_weights_of_another_network_are_no_start(run, tmp_path, change):
     run("start.pth", limit=1)
