@@ -166,7 +166,7 @@ def pictures_of(job, options, trained):
 
 
 def pages_of(path, options, trained):
-    """The pages of a TIFF, one at a time, all with the same range, which is noted of the first.
+    """The pages of a TIFF, one at a time, all with the same range, with notes of what it does to each.
 
     ValueError if they differ in size or kind.
     """
@@ -175,8 +175,7 @@ def pages_of(path, options, trained):
         if not options.range:
             picture.value_range = widest
         why = choose_range(picture, options.range, trained)
-        if number == 0:
-            picture.note_range(why)
+        picture.note_range(why, number + 1)
         yield picture
 
 

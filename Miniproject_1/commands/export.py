@@ -25,7 +25,7 @@ from torch import nn
 from Miniproject_1.commands.support.arguments import check_outputs
 from Miniproject_1.commands.support.images import whole_file
 from Miniproject_1.commands.support.weights import PURPOSES, load_model, weights_file
-from Miniproject_1.model import NARROW, SMALLEST, ResidualBlock, Symmetric
+from Miniproject_1.model import NARROW, SMALLEST, Noise2NoiseNet, ResidualBlock, Symmetric
 from Miniproject_1.others.data import check_new, check_writable, some_path
 
 CHECKED = ((1, 4, 5), (2, 37, 50), (3, 96, 129))  # N, H, W of the pictures that both predict
@@ -140,6 +140,8 @@ def plain(network):
 def exported(model):
     """`Exported` as a program of PyTorch, dynamic in N, H and W."""
     sizes = {0: torch.export.Dim("N"), 2: torch.export.Dim("H", min=NARROW), 3: torch.export.Dim("W", min=NARROW)}
+    if isinstance(model.network, Noise2NoiseNet):
+        raise ValueError('the network "noise2noise" cannot be exported: torch.export refuses its multiples of 32')
     count, height, width = EXAMPLE
     images = torch.zeros(count, model.in_channels, height, width)
     return torch.export.export(Exported(model.network), (images,), dynamic_shapes={"images": sizes})

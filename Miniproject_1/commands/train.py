@@ -79,6 +79,7 @@ from Miniproject_1.commands.support.weights import PURPOSES, add_device, load_mo
 from Miniproject_1.model import (
     FORMAT,
     LOSSES,
+    NARROW,
     Model,
     Pairs,
     Recipe,
@@ -141,12 +142,14 @@ def squares(pairs):
         return pairs
     channels, *size = pairs.pair(0)[0].shape[1:]
     side, largest, first, second, places = min(SQUARE, *size), 0, [], [], []
+    scale = 2 if isinstance(pairs, Singles) else 1  # of a file: the pairs of single pictures have half their size
     for number in range(len(pairs)):
         a, b = pairs.pair(number)
         if a.shape[1] != channels or min(a.shape[2:]) < side:
+            height, width, least = scale * a.shape[2], scale * a.shape[3], scale * side
             raise ValueError(
-                f"{pairs.name(number)} has {a.shape[3]} x {a.shape[2]} pixels and {a.shape[1]} channels; all pictures "
-                f"must have {channels} channels, as the first one, and at least {side} pixels a side"
+                f"{pairs.name(number)} has {width} x {height} pixels and {a.shape[1]} channels; all pictures must have "
+                f"{channels} channels, as the first one, and at least {least} pixels a side"
             )
         for images, parts in ((a, first), (b, second)):
             parts.append(compact(cut(images, side)))
@@ -306,9 +309,20 @@ def held_out_loss(model, held):
     return sum(losses) / 2, difference(first, second)
 
 
-def validate(model, pairs, most=VALIDATED):
+def check_validation(model, pairs):
+    """ValueError if one of the pictures that `validate` takes does not fit: now, not after an epoch."""
+    for number in range(min(len(pairs), VALIDATED)):
+        channels = pairs.pair(number)[0].shape[1]
+        if channels != model.in_channels:
+            raise ValueError(
+                f"{pairs.name(number)} of --validate has {channels} channels; the pairs to learn from have "
+                f"{model.in_channels}"
+            )
+
+
+def validate(model, pairs):
     """Mean PSNR of the first pictures in dB, single pass."""
-    numbers = range(min(len(pairs), most))
+    numbers = range(min(len(pairs), VALIDATED))
     images = (pairs.pair(number) for number in numbers)
     return sum(psnr(mean_squared_error(model.predict(a, ensemble=False).cpu(), b)) for a, b in images) / len(numbers)
 
@@ -401,12 +415,14 @@ def train(options, checkpoint):
         look = look_at_singles if singles else warn
         look(pairs, options)
     learnt, held, unseen = held_out(squares(pairs), options.seed)
+    if min(learnt.first.shape[2:]) < NARROW and is_first():
+        tell(f"warning: pictures less than {NARROW} pixels high or wide are only clipped: these teach only larger ones")
     value_ranges = dict(scale.used)
     validation = open_validation(options, scale) if options.validate else None  # with the scale that training decided
     session = Session(make_model(options, started, learnt.first.shape[1]), learnt, options.seed)
     session.model.value_ranges |= value_ranges
     if validation:
-        validate(session.model, validation, 1)  # mismatches raise now, not after an epoch
+        check_validation(session.model, validation)
     key = f"{tuple(learnt.first.shape)}, seed {options.seed}, start {options.start}, length {length(options)}"
     key += f", loss {options.loss}, values {checksum(learnt)}"
     if options.resume:

@@ -399,9 +399,24 @@ def test_all_pages_have_one_range_and_the_first_is_shown(tmp_path, identity, cap
     assert (tmp_path / "page.html").read_text().count("<figure") == 1
     assert (tifffile.imread(tmp_path / "out" / "in.tif") == values).all()
     assert main([*given, "--json", "--force", "--range", "0", "255"]) == 0
-    assert json.loads(capsys.readouterr().out)["notes"] == ["0 is taken as black, 255 as white; --range changes that"]
+    first, *others = json.loads(capsys.readouterr().out)["notes"]
+    assert first == "0 is taken as black, 255 as white; --range changes that"
+    clipped = ((values > 255) & (values <= 510)).mean((1, 2))  # what is farther beyond stays, as outliers do
+    for number, share in enumerate(clipped, 1):
+        said = f"on page {number}, {share:.1%} of the values are beyond black or white and are clipped"
+        assert (said in others) == (share > images.OUTLIERS)
     found = tifffile.imread(tmp_path / "out" / "in.tif")
     assert found[values <= 510].max() == 255 and (found == values)[values > 510].all()
+
+
+def test_a_range_is_not_advised_from_one_page(tmp_path, identity, capsys):
+    tifffile = pytest.importorskip("tifffile")
+    values = numpy.stack([stack_of("uint16", (20, 30)) >> shift for shift in (9, 4)])
+    for name, written in (("dark", values[0]), ("in", values)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", written, photometric="minisblack")
+        given = ["denoise", f"{tmp_path}/{name}.tif", "-o", f"{tmp_path}/out", "--weights", str(identity), "--json"]
+        assert main([*given, "--range", "0", "4095"]) == 0
+        assert ("may do better" in capsys.readouterr().out) == (name == "dark")
 
 
 def test_every_page_of_a_stack_is_denoised(tmp_path, course, capsys):

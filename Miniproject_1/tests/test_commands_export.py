@@ -56,6 +56,12 @@ def test_weights_are_never_overwritten(call, tmp_path, capsys):
     assert call("link.pt2", "--force") == 1 and "is an input" in capsys.readouterr().err
 
 
+def test_a_network_that_torch_does_not_export_is_named(tmp_path, capsys):
+    Model("noise2noise").save(tmp_path / "n.pth")
+    assert command_line.main(["export", f"{tmp_path}/n.pth", "-o", f"{tmp_path}/n.pt2"]) == 1
+    assert 'the network "noise2noise" cannot be exported' in capsys.readouterr().err
+
+
 def test_nothing_is_overwritten_unasked(call, tmp_path, capsys):
     assert call("mine.pt2") == 0
     first = (tmp_path / "mine.pt2").stat().st_mtime_ns

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import zlib
 
@@ -440,6 +441,30 @@ def test_colours_that_alpha_has_multiplied_become_straight(tmp_path, dtype):
     opaque = stored[:, :, 3] > 0
     error = numpy.abs(picture.pixels[opaque].astype("float64") / high - straight[opaque])
     assert error.max() < {"uint8": 0.06, "uint16": 3e-4, "float32": 1e-6}[dtype]
+
+
+def test_a_range_is_advised_and_told_with_enough_digits(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    values = (10_000 + RANDOM.uniform(0, 18, (128, 128))).astype("float32")
+    values[:, 0] += numpy.linspace(200, 400, 128)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    picture = images.read_picture(tmp_path / "a.tif")
+    picture.note_range()
+    (advice,) = (note for note in picture.notes if "may do better" in note)
+    low, high = map(float, re.search(r"--range (\S+) (\S+) may", advice).groups())
+    assert low < 10_000.1 and numpy.quantile(values, 0.99) <= high < 10_025
+    assert images.range_in_words((1e7, 1e7 + 60), "float32").startswith("10000000 is taken as black, 10000060 as white")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_ink_with_alpha_keeps_it(tmp_path, dtype):
+    tifffile = pytest.importorskip("tifffile")
+    values = pixels(5, dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="separated", extrasamples=["unassalpha"])
+    picture = images.read_picture(tmp_path / "a.tif")
+    assert picture.alpha and picture.space == "CMYK" and picture.pixels.shape[2] == 5
+    images.write_picture(picture, tmp_path / "b.tif")
+    assert (tifffile.imread(tmp_path / "b.tif") == values).all()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])

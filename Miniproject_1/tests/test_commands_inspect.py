@@ -527,6 +527,30 @@ def test_ranges_that_do_not_go_together_are_refused(tmp_path):
         pairs.open_pairs(tmp_path / "a", tmp_path / "b", clean=True).pair(1)
 
 
+def test_sixteen_bits_beside_clean_bytes_have_one_range(tmp_path, capsys):
+    numpy = pytest.importorskip("numpy")
+    bright = numpy.linspace(0, 1, 3 * 9 * 7).reshape(3, 9, 7)
+    bright[0] *= 0.1  # alone, it would be taken for one of 10 bits
+    save(tmp_path, "a", (bright * 4095).round().astype("uint16"))
+    save(tmp_path, "b", (bright * 255).round().astype("uint8"))
+    first, second = pairs.open_pairs(tmp_path / "a", tmp_path / "b", clean=True).pair(0)
+    assert (first - second).abs().max() < 1
+    assert "uint16 values: 0 is taken as black, 4095 as white" in capsys.readouterr().err
+
+
+def test_a_floating_file_far_beyond_those_looked_at_is_named(tmp_path, monkeypatch):
+    numpy = pytest.importorskip("numpy")
+    monkeypatch.setattr(pairs, "RANGED", 2)
+    values = numpy.linspace(2, 9, 4 * 9 * 7).reshape(4, 9, 7).astype("float32")
+    values[3] *= 20
+    save(tmp_path, "a", values)
+    save(tmp_path, "b", values)
+    opened = pairs.open_pairs(tmp_path / "a", tmp_path / "b")
+    opened.pair(0)
+    with pytest.raises(ValueError, match=r"3\.tif: its values reach from .*, others only from .*--range"):
+        opened.pair(3)
+
+
 def test_what_is_no_stack_is_said(tmp_path):
     numpy, tifffile = pytest.importorskip("numpy"), pytest.importorskip("tifffile")
     values = numpy.zeros((5, 6, 8), "uint8")

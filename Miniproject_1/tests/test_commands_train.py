@@ -568,10 +568,34 @@ def test_a_validation_that_does_not_fit_is_told_before_training(files, capsys):
     noisy, clean = torch.load(files / "val.pkl")
     torch.save((noisy[:, :1], clean[:, :1]), files / "grey.pkl")
     assert main(command(files, "--validate", f"{files}/grey.pkl")) == 1
-    assert "must have 3 channels" in capsys.readouterr().err
+    assert "0 of --validate has 1 channels; the pairs to learn from have 3" in capsys.readouterr().err
     assert not (files / "new.pth").exists()
     assert main(command(files, "--validate", *3 * [f"{files}/val.pkl"])) == 1
     assert "--validate takes NOISY and CLEAN, or a .pkl; got 3" in capsys.readouterr().err
+
+
+def test_a_later_picture_of_a_validation_that_does_not_fit_is_told_before_training(files, tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image")
+    for folder in ("noisy", "clean"):
+        (tmp_path / folder).mkdir()
+        image.new("RGB", (40, 40), "red").save(tmp_path / folder / "0.png")
+        image.new("L", (40, 40), 90).save(tmp_path / folder / "1.png")
+    assert main(command(files, "--validate", f"{tmp_path}/noisy", f"{tmp_path}/clean")) == 1
+    assert "1 of --validate has 1 channels" in capsys.readouterr().err
+    assert not (files / "new.pth").exists()
+
+
+def test_pictures_that_predict_only_clips_are_told(tmp_path, capsys):
+    torch.save(tuple(255 * torch.rand(2, 40, 3, 3, 50)), tmp_path / "low.pkl")
+    assert main(["train", f"{tmp_path}/low.pkl", "-o", f"{tmp_path}/new.pth", "--no-inspect", "--epochs", "1"]) == 0
+    assert "less than 4 pixels high or wide are only clipped" in capsys.readouterr().err
+
+
+def test_the_size_of_a_single_picture_is_that_of_its_file(tmp_path):
+    sizes = ((1, 3, 130, 130), (1, 3, 64, 300))
+    images = [torch.rand(size, generator=torch.Generator().manual_seed(1)) for size in sizes]
+    with pytest.raises(ValueError, match=r"small\.png has 300 x 64 pixels .* at least 130 pixels a side"):
+        train.squares(pairs.Singles(["large.png", "small.png"], images.__getitem__))
 
 
 def test_values_above_white_do_not_wrap_around():
@@ -657,13 +681,8 @@ def test_a_held_out_loss_of_nan_is_said_to_be_one(files, monkeypatch, capsys):
 
 
 def test_weights_are_written_before_they_are_judged(files, monkeypatch):
-    judged = []
-
     def fails_after_an_epoch(*_):
-        judged.append(1)
-        if len(judged) > 1:
-            raise OSError("the picture has gone")
-        return 0.0
+        raise OSError("the picture has gone")
 
     monkeypatch.setattr(train, "validate", fails_after_an_epoch)
     assert main(command(files, "--epochs", "1", "--validate", f"{files}/val.pkl")) == 1

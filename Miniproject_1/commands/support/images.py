@@ -132,25 +132,38 @@ class Picture:
         """Takes these values as black and white; what `to_255` clips beyond them is kept."""
         self.value_range, self.reach = value_range, 1
 
-    def note_range(self, why=""):
-        """Notes what is taken as black and white, if that is not the usual range, and if it may be too wide."""
+    def note_range(self, why="", page=0):
+        """Notes what is taken as black and white, if that is not the usual range, and if it may be too wide.
+
+        `page`, from 1: of a stack, whose other pages may be brighter, so that no range is advised.
+        """
+        where = f"on page {page}, " if page else ""
         note, colours = range_in_words(self.value_range, self.pixels.dtype, why), self.pixels[:, :, : self.colours]
         self.notes += [note] if note else []
         if beyond := int(self.beyond(colours).sum()):
-            where = "far beyond" if self.reach else "beyond"
-            self.notes.append(f"outliers, {beyond} of the values, are {where} black and white and stay as they are")
+            far = "far beyond" if self.reach else "beyond"
+            self.notes.append(
+                f"{where}outliers, {beyond} of the values, are {far} black and white and stay as they are"
+            )
         if self.pixels.dtype == "float32" and note and (share := float((colours == colours.min()).mean())) > NO_DATA:
-            self.notes.append(f"{share:.0%} of the values are {colours.min():g}: fill them first if they mean no data")
+            self.notes.append(
+                f"{where}{share:.0%} of the values are {colours.min():g}: fill them first if they mean no data"
+            )
         low, high = self.value_range
         clipped = float(((colours < low) | (colours > high)).mean()) - beyond / colours.size
         if self.pixels.dtype.kind == "u" and clipped > OUTLIERS:
-            self.notes.append(f"{clipped:.1%} of the values are beyond black or white and are clipped")
-        if self.pixels.dtype == "uint8":
+            self.notes.append(f"{where}{clipped:.1%} of the values are beyond black or white and are clipped")
+        if self.pixels.dtype == "uint8" or page:
             return
         most = float(need_numpy().quantile(sampled(colours), NEARLY_ALL))
         if not why and low < most < low + DARK * (high - low):
-            better = f"--range {low:g} {float(f'{most:.2g}'):g} may do better"
-            self.notes.append(f"{NEARLY_ALL:.0%} of the values are below {most:.4g}, where {high:g} is white; {better}")
+            step = 10.0 ** (math.floor(math.log10(most - low)) - 1)
+            white = low + step * math.ceil((most - low) / step)
+            most, high, low, white = (exactly(value, most - low) for value in (most, high, low, white))
+            self.notes.append(
+                f"{NEARLY_ALL:.0%} of the values are below {most}, where {high} is white; --range {low} {white} may do "
+                "better"
+            )
 
 
 def to_255(values, value_range):
@@ -306,13 +319,19 @@ def sampled(values, count=2**20):
     return values.reshape(-1)[need_numpy().random.default_rng(0).integers(values.size, size=count)]
 
 
+def far_beyond(values, value_range):
+    """Whether more than a few outliers of a numpy array lie farther than one width beyond a range."""
+    low, high = map(float, value_range)
+    return ((values < 2 * low - high) | (values > 2 * high - low)).mean() > OUTLIERS
+
+
 def check_trained_range(values, value_range):
     """ValueError if values of a numpy array lie farther than one width beyond the range that weights were trained with.
 
     Outliers, such as hot pixels, do not count.
     """
     low, high = map(float, value_range)
-    if ((values < 2 * low - high) | (values > 2 * high - low)).mean() > OUTLIERS:
+    if far_beyond(values, value_range):
         raise ValueError(
             f"its values reach from {values.min():g} to {values.max():g}; the weights were trained with {low:g} as "
             f"black and {high:g} as white: give --range"
@@ -333,7 +352,13 @@ def range_in_words(value_range, dtype, why=""):
     if not why and value_range == {"uint8": (0, 255), "uint16": (0, 65535)}.get(str(dtype), (0, 1)):
         return ""
     because = f", {why}" if why else ""
-    return f"{value_range[0]:g} is taken as black, {value_range[1]:g} as white{because}; --range changes that"
+    black, white = (exactly(value, value_range[1] - value_range[0]) for value in value_range)
+    return f"{black} is taken as black, {white} as white{because}; --range changes that"
+
+
+def exactly(value, width):
+    """A value in words, to a hundred-thousandth of the width of the range that it belongs to."""
+    return f"{round(float(value), 5 - math.floor(math.log10(width))):.15g}"
 
 
 @contextlib.contextmanager
@@ -398,7 +423,8 @@ def pillow_reads_tiff(file):
         refuse_more_than_shown(image.tag_v2)
     bits, kinds = image.tag_v2.get(258, (1,)), image.tag_v2.get(SAMPLE_FORMAT, (1,))
     if max(bits) <= 8:
-        return SIGNED not in kinds
+        loses_alpha = image.mode == "CMYK" and EXTRA_SAMPLES in image.tag_v2
+        return SIGNED not in kinds and not loses_alpha
     in_planes = image.tag_v2.get(PLANAR_CONFIGURATION) == IN_PLANES  # compressed, of which Pillow keeps 8 bits
     if max(bits) > 16 or set(kinds) != {1} or in_planes:
         return False
@@ -729,7 +755,7 @@ def write_picture(picture, path, *, overwrite=False, quality=DEFAULT_QUALITY):
     path = Path(path)
     kind = check_holds(picture, path)
     with whole_file(path, overwrite) as file:
-        if kind == "TIFF" and (picture.pixels.dtype == "float32" or deep_colour(picture)):
+        if kind == "TIFF" and not pillow_holds(picture):
             write_deep_tiff(picture, file)
         elif kind == "PNG" and deep_colour(picture):
             write_deep_png(picture, file)
@@ -788,6 +814,12 @@ def move(temporary, path, overwrite):
 
 def deep_colour(picture):
     return picture.pixels.dtype == "uint16" and picture.pixels.shape[2] > 1
+
+
+def pillow_holds(picture):
+    """Whether one of Pillow's modes has the pixels: none is floating, of 16-bit colour, or CMYK with alpha."""
+    ink_with_alpha = picture.space == "CMYK" and picture.alpha
+    return picture.pixels.dtype != "float32" and not deep_colour(picture) and not ink_with_alpha
 
 
 def as_pillow(picture):
@@ -881,7 +913,7 @@ def png_chunks(content):
 
 
 def write_deep_tiff(picture, file):
-    """A TIFF of floating point or 16-bit colour, by tifffile."""
+    """A TIFF that Pillow cannot write, by tifffile."""
     need_tifffile().imwrite(file, **tiff_page(picture))
 
 

@@ -20,6 +20,7 @@ from Miniproject_1.commands.support.images import (
     check_size,
     check_trained_range,
     default_range,
+    far_beyond,
     hidden_frames,
     need_numpy,
     need_tifffile,
@@ -114,6 +115,11 @@ class Scale:
             check_trained_range(array, trained)
             return trained
         low, high = self.ranges.get(kind, own)
+        if kind == "float32" and not beside_clean and far_beyond(array, (low, high)):
+            raise ValueError(
+                f"its values reach from {array.min():g} to {array.max():g}, others only from {low:g} to {high:g}: give "
+                "--range"
+            )
         noise = beside_clean and (array > 2 * high - low).mean() <= OUTLIERS
         if kind == "uint16" and own[1] > high and not noise:
             raise ValueError(
@@ -191,11 +197,16 @@ class Files:
 
 
 class Reader:
-    """Reads picture files as `Picture`s of one `Scale`, which some of the files decide: all, or the clean ones."""
+    """Reads picture files as `Picture`s of one `Scale`, which some of the files decide: all, or the clean ones.
 
-    def __init__(self, deciding, max_megapixels, scale):
-        self.deciding, self.max_megapixels, self.scale, self.decided = deciding, max_megapixels, scale, False
+    If these are none of 16 bits, the others decide what white is in 16 bits.
+    """
+
+    def __init__(self, files, deciding, max_megapixels, scale):
+        self.deciding, self.max_megapixels, self.scale = deciding, max_megapixels, scale
         self.deciding_set = set(deciding)
+        self.others = [path for path in files if path not in self.deciding_set]
+        self.decided = False
 
     def __call__(self, path):
         try:
@@ -207,12 +218,17 @@ class Reader:
         picture = read_picture(path, self.max_megapixels, self.scale.given)
         colours = picture.pixels[:, :, : picture.colours]
         if colours.dtype != "uint8" and not self.decided and not self.scale.known(colours.dtype):
-            some = self.deciding[:: -(-len(self.deciding) // RANGED)]
-            others = (read_picture(other, self.max_megapixels) for other in some)
-            self.scale.decide((other.pixels.dtype, other.value_range) for other in others)
+            self._decide(self.deciding, ("uint8", "uint16", "float32"))
             self.decided = True
+        if colours.dtype == "uint16" and self.others and not self.scale.known(colours.dtype):
+            self._decide(self.others, ("uint16",))
+            self.others = []
         picture.value_range = self.scale.of(colours, picture.value_range, path not in self.deciding_set)
         return picture
+
+    def _decide(self, files, kinds):
+        some = (read_picture(path, self.max_megapixels) for path in files[:: -(-len(files) // RANGED)])
+        self.scale.decide((p.pixels.dtype, p.value_range) for p in some if kind_of(p.pixels.dtype) in kinds)
 
 
 class Singles:
@@ -289,7 +305,7 @@ def open_sources(paths, max_megapixels=DEFAULT_MEGAPIXELS, scale=None, clean=Fal
 
     scenes = files_of_scenes(paths)
     deciding = [path for versions in scenes.values() for path in (versions[-1:] if clean else versions)]
-    read = Reader(deciding, max_megapixels, scale)
+    read = Reader([path for versions in scenes.values() for path in versions], deciding, max_megapixels, scale)
     if len(next(iter(scenes.values()))) > 1:
         return Files(scenes, read)
     return Singles(list(scenes), lambda number: read(deciding[number]).values())
