@@ -80,7 +80,7 @@ from Miniproject_1.others.train_best import grow, revive
 class Settings:
     """Everything the weights depend on beside the photographs and the mixture of noises."""
 
-    width: int = 32  # this and the next four are sizes of ResidualUNet
+    width: int = 32  # this and the next three are sizes of ResidualUNet
     levels: int = 3
     blocks: int = 1
     inner_blocks: int = 2
