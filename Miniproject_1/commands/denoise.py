@@ -171,11 +171,11 @@ def pages_of(path, options, trained):
     ValueError if they differ in size or kind.
     """
     widest = range_of_pages(path, options.max_megapixels)
-    for number, picture in enumerate(read_pages(path, options.max_megapixels, options.range)):
+    for page, picture in enumerate(read_pages(path, options.max_megapixels, options.range), 1):
         if not options.range:
             picture.value_range = widest
         why = choose_range(picture, options.range, trained)
-        picture.note_range(why, number + 1)
+        picture.note_range(why, page)
         yield picture
 
 

@@ -139,9 +139,9 @@ def plain(network):
 
 def exported(model):
     """`Exported` as a program of PyTorch, dynamic in N, H and W."""
-    sizes = {0: torch.export.Dim("N"), 2: torch.export.Dim("H", min=NARROW), 3: torch.export.Dim("W", min=NARROW)}
     if isinstance(model.network, Noise2NoiseNet):
         raise ValueError('the network "noise2noise" cannot be exported: torch.export refuses its multiples of 32')
+    sizes = {0: torch.export.Dim("N"), 2: torch.export.Dim("H", min=NARROW), 3: torch.export.Dim("W", min=NARROW)}
     count, height, width = EXAMPLE
     images = torch.zeros(count, model.in_channels, height, width)
     return torch.export.export(Exported(model.network), (images,), dynamic_shapes={"images": sizes})

@@ -218,17 +218,19 @@ class Reader:
         picture = read_picture(path, self.max_megapixels, self.scale.given)
         colours = picture.pixels[:, :, : picture.colours]
         if colours.dtype != "uint8" and not self.decided and not self.scale.known(colours.dtype):
-            self._decide(self.deciding, ("uint8", "uint16", "float32"))
+            self.scale.decide(self._some(self.deciding))
             self.decided = True
         if colours.dtype == "uint16" and self.others and not self.scale.known(colours.dtype):
-            self._decide(self.others, ("uint16",))
+            self.scale.decide(one for one in self._some(self.others) if kind_of(one[0]) == "uint16")
             self.others = []
         picture.value_range = self.scale.of(colours, picture.value_range, path not in self.deciding_set)
         return picture
 
-    def _decide(self, files, kinds):
-        some = (read_picture(path, self.max_megapixels) for path in files[:: -(-len(files) // RANGED)])
-        self.scale.decide((p.pixels.dtype, p.value_range) for p in some if kind_of(p.pixels.dtype) in kinds)
+    def _some(self, files):
+        """Yields (type, range) of up to RANGED of the files."""
+        for path in files[:: -(-len(files) // RANGED)]:
+            picture = read_picture(path, self.max_megapixels)
+            yield picture.pixels.dtype, picture.value_range
 
 
 class Singles:
