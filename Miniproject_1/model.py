@@ -142,7 +142,7 @@ VIEWED = 64  # pairs on which `train` judges the views that self-ensembles avera
 COARSE, AGREEING = 0.36, 0.97  # share and correlation; see `coarse_difference`: above and below, scenes differ
 DISPLACED, TOO_FAR = 0.025, 0.3  # see `displaced_share`: a larger share, and pixels; stripes reach 0.02
 CONTRAST = 0.05  # see `contrast_difference`
-NO_GAIN = 0.99  # of the squared error: if more is left after a training, it has been in vain
+NO_GAIN = 0.99  # of the squared error, for equally noisy images: if more is left, a training has been in vain
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 ONE_AT_A_TIME = threading.Lock()  # for code that seeds torch's global generator
 
@@ -1274,12 +1274,12 @@ def warn_of_narrow_images(images):
         )
 
 
-def no_gain(share):
+def no_gain(share, imbalance):
     """What to say of a training after which so much of the squared error is left, see `Model.error_left`; or ''.
 
-    Of alike noise, clean images would leave half.
+    Clean images would leave the other image's noise, (1 - imbalance) / 2: half, if both are equally noisy.
     """
-    if share <= NO_GAIN:
+    if share <= 1 - (1 - NO_GAIN) * (1 + max(-1.0, min(imbalance, 1.0))):
         return ""
     return (
         f"the training has gained hardly anything: against the other noisy images, predictions have {share:.0%} of the "
@@ -1554,7 +1554,7 @@ class Model:
         finally:
             training.finish()
             self.choose_views(noisy_a, noisy_b)
-        warning = no_gain(self.error_left(noisy_a, noisy_b))
+        warning = no_gain(self.error_left(noisy_a, noisy_b), self.noise.imbalance)
         if warning and recipe.loss == "l2":  # the others are no squared errors
             warnings.warn(warning, stacklevel=3)
 

@@ -136,7 +136,7 @@ VIEWED = 64  # pairs on which `train` measures which views of an image a self-en
 COARSE, AGREEING = 0.36, 0.97  # share and correlation; see `coarse_difference`: above and below, scenes differ
 DISPLACED, TOO_FAR = 0.025, 0.3  # see `displaced_share`: a larger share, and pixels; stripes reach 0.02
 CONTRAST = 0.05  # see `contrast_difference`
-NO_GAIN = 0.99  # of the squared error: if more is left after a training, it has been in vain
+NO_GAIN = 0.99  # of the squared error, for equally noisy images: if more is left, a training has been in vain
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 
 
@@ -1719,9 +1719,12 @@ def warn_of_mismatch(noisy_a, noisy_b):
         warnings.warn(found, stacklevel=3)
 
 
-def warn_of_no_gain(share):
-    """Warns if so much of the squared error is left, see `Model.error_left`; of alike noise clean images leave half."""
-    if share > NO_GAIN:
+def warn_of_no_gain(share, imbalance):
+    """Warns if so much of the squared error is left, see `Model.error_left`.
+
+    Clean images would leave the noise of the other image: (1 - imbalance) / 2, half if both are equally noisy.
+    """
+    if share > 1 - (1 - NO_GAIN) * (1 + max(-1.0, min(imbalance, 1.0))):
         warnings.warn(
             f"the training has gained hardly anything: against the other noisy images, predictions have {share:.0%} of "
             "the squared error of the noisy images themselves. Try more pairs, more epochs or another seed",
@@ -1934,7 +1937,7 @@ class Model:
         finally:
             training.finish()
             self.choose_views(noisy_a, noisy_b)
-        warn_of_no_gain(self.error_left(noisy_a, noisy_b))
+        warn_of_no_gain(self.error_left(noisy_a, noisy_b), self.noise.imbalance)
 
     def _batch_size(self, pairs, epochs):
         """As many patches as hold the pixels of the recipe's batch; fewer if few are seen in all."""

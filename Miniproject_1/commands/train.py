@@ -18,6 +18,8 @@ Pictures are cut into squares of 128 pixels. One in 20, at most 128 in all, is h
 that overlaps it. After each epoch these squares measure the progress. Their loss is the mean squared difference of
 the prediction and the other noisy picture. Its floor is that picture's noise variance, half the mean squared
 difference of the pairs; the rest is the error against the unknown clean pictures, so the dB are known without them.
+If the two are unequally noisy, only the first is predicted, and the floor is the second's share of the difference.
+The training loss is the mean over the epoch, in which pictures with less noise weigh more.
 
 --loss l2 removes noise whose mean is 0; l1 noise whose median is 0, such as text over less than half of a picture; l0
 noise whose mode is 0: random values in more than half of the pixels, given many pictures and long training (if short,
@@ -100,6 +102,7 @@ CHECKPOINT_SECONDS = 300  # at most, between two checkpoints; also one after eac
 VALIDATED = 100  # pictures, at most
 SINGLES_LOOKED_AT = 20  # single pictures, at most, whose noise is measured
 APART = 10  # grey values: larger differences count for the loss l0
+UNEQUAL = 0.1  # imbalance of the noise: above it, only the first images are predicted, as only these are learnt from
 
 
 def add_arguments(parser):
@@ -296,17 +299,17 @@ DIFFERENCES = {  # of two images in [0, 255], for each loss
 }
 
 
-def held_out_loss(model, held):
+def held_out_loss(model, held, both):
     """Difference of predictions and the other noisy image, and of the two noisy images, as in DIFFERENCES.
 
-    Each image of a pair is predicted and compared with the other one, so that half the mean squared difference of the
-    noisy ones is the floor of the loss for noise of unequal levels, too.
+    If `both`, each image of a pair is predicted and compared with the other one: half the mean squared difference of
+    the noisy ones is then exactly the floor of the loss. Otherwise only the first is predicted.
     """
     first, second = (images.float().clamp(0, 255) for images in (held.first, held.second))
     difference = DIFFERENCES[model.recipe.loss]
-    swapped = ((first, second), (second, first))
-    losses = [difference(model.predict(noisy, ensemble=False).cpu(), other) for noisy, other in swapped]
-    return sum(losses) / 2, difference(first, second)
+    directions = ((first, second), (second, first)) if both else ((first, second),)
+    losses = [difference(model.predict(noisy, ensemble=False).cpu(), other) for noisy, other in directions]
+    return sum(losses) / len(losses), difference(first, second)
 
 
 def check_validation(model, pairs):
@@ -329,11 +332,14 @@ def validate(model, pairs):
 
 def epoch_figures(session, held, floored, validation):
     """The figures of an epoch by name; the network has its averaged weights. `floored`: the loss has a floor."""
-    loss, noisy = held_out_loss(session.model, held)
+    noise = session.model.noise
+    unequal = abs(noise.imbalance) - 2 * noise.errors[2] > UNEQUAL
+    loss, noisy = held_out_loss(session.model, held, both=not unequal)
     figures = {"training loss": session.mean_loss(), "loss": loss}
-    figures |= {"floor": noisy / 2} if floored else {"noisy": noisy}
-    if floored and not loss <= noisy / 2:  # so that NaN remains one
-        figures["dB"] = psnr(loss - noisy / 2)
+    floor = noisy / 2 * (1 - noise.imbalance if unequal else 1)  # the noise of the images predicted against
+    figures |= {"floor": floor} if floored else {"noisy": noisy}
+    if floored and not loss <= floor:  # so that NaN remains one
+        figures["dB"] = psnr(loss - floor)
     if validation is not None:
         figures["validation"] = validate(session.model, validation)
     return figures
@@ -552,5 +558,5 @@ def learn(session, options, checkpoint, key, report):
             if due:
                 save_atomically(session.state_dict(key), checkpoint)
                 saved = time.monotonic()
-    if options.loss == "l2" and (warning := no_gain(share)):
+    if options.loss == "l2" and (warning := no_gain(share, session.model.noise.imbalance)):
         print(f"warning: {warning}", file=sys.stderr)

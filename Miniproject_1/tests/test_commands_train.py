@@ -314,14 +314,31 @@ def test_pictures_are_learnt_from(tmp_path, capsys):
         train.squares(pairs.open_pairs(tmp_path / "a", tmp_path / "b"))
 
 
-def test_the_floor_holds_for_unequal_noise():
+@pytest.mark.parametrize(("both", "reached"), [(True, (5**2 + 25**2) / 2), (False, 5**2)])
+def test_the_held_out_loss_is_of_the_images_that_are_learnt_from(both, reached):
     """A model that returns its input: its error is its own noise, whatever the other one's."""
     clean, _, _ = data(30, 32)
     generator = torch.Generator().manual_seed(5)
     first, second = (clean + level * torch.randn(clean.shape, generator=generator) for level in (5, 25))
-    loss, noisy = train.held_out_loss(Model(width=8), pairs.Stack(first.clamp(0, 255), second.clamp(0, 255)))
+    held = pairs.Stack(first.clamp(0, 255), second.clamp(0, 255))
+    loss, noisy = train.held_out_loss(Model(width=8), held, both)
     assert noisy / 2 == pytest.approx((5**2 + 25**2) / 2 / 255**2, rel=0.03)
-    assert loss - noisy / 2 == pytest.approx((5**2 + 25**2) / 2 / 255**2, rel=0.03)
+    floor = noisy / 2 if both else 25**2 / 255**2
+    assert loss - floor == pytest.approx(reached / 255**2, rel=0.03 if both else 0.3)
+
+
+@pytest.mark.parametrize("level", [3, 40], ids=["less-noisy-targets", "noisier-targets"])
+def test_the_dB_hold_for_unequal_noise(tmp_path, capsys, level):
+    clean, a, _ = data(200, 32, level=10)
+    b = (clean + level * torch.randn(clean.shape, generator=torch.Generator().manual_seed(5))).clamp(0, 255)
+    torch.save((a, b), tmp_path / "train.pkl")
+    torch.save((a, clean), tmp_path / "val.pkl")
+    assert main(command(tmp_path, "--epochs", "4", "--no-inspect", "--validate", f"{tmp_path}/val.pkl")) == 0
+    said = capsys.readouterr()
+    reached, valid = map(float, re.findall(r"(?:so|validation) ([\d.]+) dB", said.out.splitlines()[-1]))
+    assert valid > 20 * math.log10(255 / 10) + 1
+    assert reached == pytest.approx(valid, abs=1.5)
+    assert "gained hardly anything" not in said.err
 
 
 # ---------------------------------------------------------------------------------------------- several versions

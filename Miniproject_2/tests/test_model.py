@@ -134,6 +134,15 @@ def test_a_training_in_vain_gives_a_warning():
         assert any("gained hardly anything" in str(one.message) for one in said) == warned
 
 
+@pytest.mark.parametrize(("imbalance", "warned"), [(0.0, True), (-99 / 101, False)])
+def test_noisy_targets_hide_what_a_training_has_gained(imbalance, warned):
+    """Of targets with a hundred times the noise, half of the noise removed leaves 99.5 %."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        ours.warn_of_no_gain(0.995, imbalance)
+    assert bool(said) == warned
+
+
 def test_the_shipped_weights_keep_the_colour_of_small_images():
     """Of a yellow that is no photograph's, one to three pixels a side, and photograph-like noise is no worse."""
     model = ours.Model(device="cpu")
