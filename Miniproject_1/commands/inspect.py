@@ -330,7 +330,7 @@ def on_single(pictures):
     values = {"correlation": None if math.isnan(correlation) else round(correlation, 3)}
     ways = "Take raw files, or two pictures of each scene (train A B); --no-inspect trains all the same."
     if math.isnan(correlation):
-        text = f"too few areas that are neither black nor white to tell whether noise is independent. {ways}"
+        text = f"too small, or too much of it black or white, to tell whether the noise is independent. {ways}"
         return Finding("independence", values, BAD, text)
     said = f"correlation of near pixels in the flattest areas {correlation:.2f}"
     if abs(correlation) > max(SINGLE_LIMIT, chance):

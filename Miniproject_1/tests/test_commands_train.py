@@ -529,7 +529,7 @@ def test_independence_is_told_from_single_pictures(noise, verdict):
 @pytest.mark.parametrize("picture", [flat(255, 200), flat(100, 30)])
 def test_what_cannot_be_told_is_refused(picture):
     finding = inspect.on_single([picture[None]])
-    assert finding.verdict == "BAD" and "too few areas" in finding.text
+    assert finding.verdict == "BAD" and "too small" in finding.text
 
 
 # ---------------------------------------------------------------------------------------------- losses and the plot
