@@ -516,6 +516,12 @@ def test_ranges_that_do_not_go_together_are_refused(tmp_path):
     save(tmp_path, "b", (255 * values).astype("uint8"))
     with pytest.raises(ValueError, match=r"0\.tif: floating values from 0 to .* beside uint8.*--range"):
         pairs.open_pairs(tmp_path / "a", tmp_path / "b", clean=True).pair(0)
+    first, second = pairs.open_pairs(tmp_path / "b", tmp_path / "a", clean=True).pair(1)  # white is 255 in both
+    assert (first - second).abs().max() < 1
+    save(tmp_path, "c", (4000 * values).astype("float32"))
+    for clean in (True, False):
+        with pytest.raises(ValueError, match=r"0\.tif: floating values from 0 to 4000 beside uint8.*--range"):
+            pairs.open_pairs(tmp_path / "b", tmp_path / "c", clean=clean).pair(0)
     first, second = pairs.open_pairs(tmp_path / "a", tmp_path / "b", scale=pairs.Scale((0, 255))).pair(1)
     assert (first - second).abs().max() < 1
     save(tmp_path, "a", values.astype("float32"))  # within [0, 1]

@@ -105,6 +105,7 @@ class Scale:
         if why and kind not in self.used and is_first():
             print(f"{kind} values: {range_in_words(found, kind, why)}", file=sys.stderr)
         self.used[kind] = found
+        self._check_floating()
         return found
 
     def _of(self, array, own, beside_clean):
@@ -125,12 +126,17 @@ class Scale:
             raise ValueError(
                 f"it has values up to {array.max()}, others only up to {high}: give --range with the camera's white"
             )
-        if not self.known(array.dtype) and kind == "float32" and (low, high) != (0, 1):
-            raise ValueError(
-                f"floating values from {low:g} to {high:g} beside {' and '.join(self.ranges)}: their black and white "
-                "are unknown; give one --range for all, or floating values in [0, 1]"
-            )
         return low, high
+
+    def _check_floating(self):
+        """ValueError if there are floating values, not in [0, 1], beside other types: nothing tells how they relate."""
+        low, high = self.used.get("float32", (0, 1))
+        others = [kind for kind, one in self.used.items() if one != (low, high)]
+        if others and (low, high) != (0, 1):
+            raise ValueError(
+                f"floating values from {low:g} to {high:g} beside {' and '.join(others)}: their black and white are "
+                "unknown; give one --range for all, or floating values in [0, 1]"
+            )
 
 
 class Stack:
