@@ -73,7 +73,7 @@ class Recipe:
     min_pairs: int = 2_000  # of 32 x 32, for fresh weights: fewer get more epochs, at most MOST_PASSES
     muon_lr: float = 4e-3  # peak, hidden convolution weights
     adam_lr: float = 5e-3  # peak, all other parameters
-    last_lr_scale: float | None = None  # the last layer's rate, as a share of adam_lr; None: see `resolved`, else 1
+    last_lr_scale: float | None = None  # the last layer's rate, as a share of adam_lr; None: chosen by `resolved`
     constant_lr: bool = False  # otherwise the rates rise over the first 5 % of the steps, then fall linearly to 0
     ema_decay: float = 0.995  # of the exponential moving average of the weights; 0: no averaging
     flips: bool = True  # flip at random
@@ -81,7 +81,7 @@ class Recipe:
     swap_pixels: bool | None = None  # swap the two noisy values of half the pixels; None: if `PairNoise` allows it
     both_directions: bool | None = None  # predict b from a and a from b, in one step; None: if they are alike
     negatives: bool = True  # turn half of the pairs into negatives: self-ensembles use them
-    variance_floor: float | None = 0.002  # weight an image by 1 / (its noise variance + this); None, l1, l0: equally
+    variance_floor: float | None = 0.002  # weight an image by 1 / (its noise variance + this); None, l1, l0: all alike
     loss: str = "l2"  # "l2" removes noise of mean 0, "l1" of median 0, "l0" of mode 0; see `power_loss`
 
     def __post_init__(self):
@@ -128,6 +128,7 @@ ORIGINAL_RECIPE = Recipe(  # that of the original report, for both of its networ
 )
 
 EPSILON = 1e-3  # of `power_loss`: a quarter of a grey value
+COURSE_PIXELS = 32 * 32  # of a course image: recipes count pairs and batches in these
 CELL = 32  # pixels a side: gates of our network depend on means over such cells; a course image is one
 PATCH = 64  # pixels a side: larger training pairs are used as random patches of this size
 LOW_NOISE = 20 / 255  # noise: with less, the last layer learns more slowly
@@ -135,16 +136,19 @@ MOST_PASSES = 20  # epochs over few pairs: more do harm unless pixels are swappe
 LR_DECAY_PAIRS = 50_000  # later calls divide the peak rates by sqrt(1 + `pairs_seen` before / this)
 CHUNK, GPU_CHUNK = 2**15, 2**19  # pixels predicted at once: on a CPU their features stay in its cache
 TILE = 1024  # pixels a side, a multiple of CELL: larger images are predicted in tiles
-MARGIN, BLENDED = 56, 16  # pixels, at least, at a tile's edge that are discarded, and that are blended with the next
+MARGIN = 56  # pixels, at least, that are discarded at a tile's edge
+BLENDED = 16  # pixels, at least, that are blended with the next tile
 SMALLEST = 16  # pixels a side: smaller images are padded by mirroring; no training image was so small
 NARROW = 4  # pixels a side: narrower images are only clipped; mirrored, their noise looks like texture
 VIEWED = 64  # pairs on which `train` judges the views that self-ensembles average, and what it has gained
-COARSE, AGREEING = 0.36, 0.97  # share and correlation; see `coarse_difference`: above and below, scenes differ
-DISPLACED, TOO_FAR = 0.025, 0.3  # see `displaced_share`: a larger share, and pixels; stripes reach 0.02
+COARSE = 0.36  # scenes differ if coarse means hold more than this share of the difference (`coarse_difference`) ...
+AGREEING = 0.97  # ... and correlate by less than this
+DISPLACED = 0.025  # images are displaced if that explains more than this share (`displaced_share`; stripes: 0.02) ...
+TOO_FAR = 0.3  # ... and by more than so many pixels
 CONTRAST = 0.05  # see `contrast_difference`
 NO_GAIN = 0.99  # of the squared error, for equally noisy images: if more is left, a training has been in vain
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
-ONE_AT_A_TIME = threading.Lock()  # for code that seeds torch's global generator
+GLOBAL_SEED_LOCK = threading.Lock()  # for code that seeds torch's global generator
 
 
 # ---------------------------------------------------------------------------------------------- symmetries
@@ -165,14 +169,26 @@ def invert_d4(images, element):
     return images.transpose(2, 3) if transpose else images
 
 
+def to_view(images, element, negative, reverse):
+    """A symmetry of images in [0, 1], perhaps their negatives, perhaps with the channels in reverse order."""
+    images = apply_d4(images.flip(1) if reverse else images, element)
+    return 1 - images if negative else images
+
+
+def from_view(images, element, negative, reverse):
+    """The inverse of `to_view`."""
+    images = invert_d4(1 - images if negative else images, element)
+    return images.flip(1) if reverse else images
+
+
 @functools.cache
 def regular_representation():
     """For each element h of D4, the indices of h^-1 g for g = 0 .. 7: h moves the entry h^-1 g to place g."""
     square = torch.arange(9, device="cpu").view(1, 1, 3, 3)
     turned = [apply_d4(square, g) for g in D4]
     numbers = {tuple(image.flatten().tolist()): number for number, image in enumerate(turned)}
-    products = [[numbers[tuple(apply_d4(image, h).flatten().tolist())] for image in turned] for h in D4]
-    return [torch.tensor(row, device="cpu").argsort() for row in products]
+    table = [[numbers[tuple(apply_d4(image, h).flatten().tolist())] for image in turned] for h in D4]
+    return [torch.tensor(row, device="cpu").argsort() for row in table]
 
 
 def orbits(shape, out_group, in_group):
@@ -665,9 +681,9 @@ class PairNoise:
     """What two noisy versions of an image reveal about their noise; see `measure_noise`.
 
     Attributes:
-        correlation: of the noise of neighbouring pixels: of six neighbours up to two pixels away, that which may be
-            furthest from 0, by two standard errors. White noise has 0; blurred, demosaiced, enlarged or JPEG-coded
-            noise has more.
+        correlation: of the noise of neighbouring pixels: of six neighbours up to two pixels away, the one whose
+            absolute value plus two standard errors is largest. White noise has 0; blurred, demosaiced, enlarged or
+            JPEG-coded noise has more.
         line_correlation: mean over all pairs of pixels of one row or one column: stripes and drifting exposure have
             more than 0.
         imbalance: (variance of noise a - variance of noise b) / (their sum): 0 for images that are equally noisy.
@@ -694,14 +710,17 @@ class PairNoise:
         """Whether the noise is also shown to be independent between pixels: their two values may then be swapped."""
         return self.alike and self._shown("correlation", "line_correlation")
 
+    def error(self, name):
+        """The standard error of one of the first four numbers."""
+        return self.errors[("correlation", "line_correlation", "imbalance", "offset").index(name)]
+
     def _shown(self, *names):
         """Whether numbers are below their limits by two standard errors.
 
         With few pixels the answer is no, which costs little; a wrong yes ruins the training.
         """
         limits = {"correlation": 0.05, "line_correlation": 0.01, "imbalance": 0.1, "offset": 0.1}
-        errors = dict(zip(limits, self.errors, strict=True))
-        return all(abs(getattr(self, name)) + 2 * errors[name] <= limits[name] for name in names)
+        return all(abs(getattr(self, name)) + 2 * self.error(name) <= limits[name] for name in names)
 
 
 def noise_variance(noisy_a, noisy_b):
@@ -718,15 +737,15 @@ def measure_noise(noisy_a, noisy_b):
     difference = a - b
     centred = difference - difference.mean((0, 2, 3), keepdim=True)
     offsets = [
-        ratio(d.mean((1, 2)), c.square().mean((1, 2)).sqrt().clamp(min=1e-3 / 255))  # also where there is no noise
+        ratio_with_error(d.mean((1, 2)), c.square().mean((1, 2)).sqrt().clamp(min=1e-3 / 255))  # even without noise
         for d, c in zip(difference.unbind(1), centred.unbind(1), strict=True)
     ]
     power = centred.square().mean((1, 2, 3))
     shifts = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
-    neighbours = [ratio(products(centred, *shift), power) for shift in shifts]
-    lines = [ratio(line_products(centred, axis), power) for axis in (2, 3)]
+    neighbours = [ratio_with_error(lagged_products(centred, *shift), power) for shift in shifts]
+    lines = [ratio_with_error(line_products(centred, axis), power) for axis in (2, 3)]
     total = a + b - (a + b).mean((2, 3), keepdim=True)
-    imbalance, imbalance_error = ratio((centred * total).mean((1, 2, 3)), power)
+    imbalance, imbalance_error = ratio_with_error((centred * total).mean((1, 2, 3)), power)
     (correlation, correlation_error), (line, line_error), (offset, offset_error) = (
         max(found, key=lambda one: abs(one[0]) + 2 * one[1]) for found in (neighbours, lines, offsets)
     )
@@ -744,12 +763,12 @@ def measure_noise(noisy_a, noisy_b):
 
 def subsample(images):
     """Up to four million pixels of (N, C, H, W) in [0, 255], as [0, 1]: of evenly spaced images, 256 x 256 at most."""
-    rows, columns = (bands(size).to(images.device) for size in images.shape[2:])
+    rows, columns = (sampled_positions(size).to(images.device) for size in images.shape[2:])
     step = -(-len(images) // max(1, min(2048, 2**22 // (len(rows) * len(columns)))))
     return images[::step].index_select(2, rows).index_select(3, columns).float() / 255
 
 
-def bands(size, count=16, width=16):
+def sampled_positions(size, count=16, width=16):
     """The places along an axis that are looked at: all, or so many evenly spaced bands: a corner may be black."""
     if size <= count * width:
         return torch.arange(size, device="cpu")
@@ -765,7 +784,7 @@ def blocks(images, side=16):
     return images.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
-def products(blocks, down, right):
+def lagged_products(blocks, down, right):
     """Mean product of the pixels of each block with those `down` and `right` of them; 0 where a block has none."""
     h, w = blocks.shape[2:]
     if down >= h or abs(right) >= w:
@@ -843,7 +862,7 @@ def contrast_difference(a, b):
     difference, image = (part - part.mean((2, 3), keepdim=True) for part in (difference, image))
     left, right = image[..., :-1], image[..., 1:]
     beside = difference[..., :-1] * right + difference[..., 1:] * left
-    return ratio(beside.mean((1, 2, 3)) / 2, (left * right).mean((1, 2, 3)))
+    return ratio_with_error(beside.mean((1, 2, 3)) / 2, (left * right).mean((1, 2, 3)))
 
 
 def displaced_share(a, b):
@@ -871,10 +890,10 @@ def displaced_share(a, b):
     explained = (moments[1] * fits[0] + moments[0] * fits[1]).sum((1, 2))
     steepness = sum(square.diagonal(dim1=1, dim2=2).sum() for square in squares).item() / 8  # slopes span two pixels
     distance = math.sqrt(max(0.0, explained.sum().item()) / steepness) if steepness else 0.0  # root mean square
-    return *ratio(explained, sum(values.square().sum(1) for _, values in halves)), distance
+    return *ratio_with_error(explained, sum(values.square().sum(1) for _, values in halves)), distance
 
 
-def ratio(numerators, denominators):
+def ratio_with_error(numerators, denominators):
     """sum(numerators) / sum(denominators) over the blocks, and its standard error; (0, inf) where there is none."""
     count, total = len(numerators), denominators.sum().item()
     if count < 8 or total <= 0:
@@ -882,6 +901,13 @@ def ratio(numerators, denominators):
     quotient = numerators.sum().item() / total
     scatter = (numerators - quotient * denominators).square().sum().item()
     return quotient, math.sqrt(scatter * count / (count - 1)) / total
+
+
+def square_starts(size, count):
+    """Where up to `count` squares of ENSEMBLE_SIDE start along an axis: evenly spaced, a single one in the middle."""
+    room = max(0, size - ENSEMBLE_SIDE)
+    count = min(count, -(-size // ENSEMBLE_SIDE))
+    return [room * place // (count - 1) for place in range(count)] if count > 1 else [room // 2]
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -1000,15 +1026,15 @@ class Training:
         self.generator = torch.Generator("cpu").manual_seed(seed)  # the same draws on any device
         self.autocast = autocast(self.parameters[0].device, precision)
 
-    def step(self, noisy_a, noisy_b, lr_factor, progress=0.0):
-        """Learns from a batch of pairs (B, C, H, W) in [0, 1] at `lr_factor` times the peak rates.
+    def step(self, noisy_a, noisy_b, lr_scale, progress=0.0):
+        """Learns from a batch of pairs (B, C, H, W) in [0, 1] at `lr_scale` times the peak rates.
 
         `progress` is the share of all steps that are done, in [0, 1): the loss "l0" changes with it.
 
         Returns the loss as a 0-d tensor on the device; reading it waits for the device.
         """
         loss = self.backward(*augment(noisy_a, noisy_b, self.recipe, self.generator), progress)
-        self._update(lr_factor)
+        self._update(lr_scale)
         return loss
 
     def backward(self, noisy_a, noisy_b, progress):
@@ -1025,10 +1051,10 @@ class Training:
             return noise2noise_loss(prediction, noisy_a, noisy_b, self.recipe.variance_floor)
         return power_loss(prediction, noisy_b, 1 if self.recipe.loss == "l1" else 2 * (1 - progress))
 
-    def _update(self, lr_factor):
+    def _update(self, lr_scale):
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * lr_factor
+                group["lr"] = peak * lr_scale
             optimizer.step()
             optimizer.zero_grad()
         decay = min(self.recipe.ema_decay, (self.steps + 1) / (self.steps + 10))
@@ -1076,7 +1102,7 @@ def least_epochs(pairs, recipe, pairs_seen):
     if pairs_seen:
         return 1
     pixels = len(pairs) * math.prod(pairs.patch)
-    return min(MOST_PASSES, max(1, math.ceil(recipe.min_pairs * 32 * 32 / pixels)))
+    return min(MOST_PASSES, max(1, math.ceil(recipe.min_pairs * COURSE_PIXELS / pixels)))
 
 
 def batch_size_and_peak(pairs, epochs, recipe, pairs_seen):
@@ -1086,10 +1112,10 @@ def batch_size_and_peak(pairs, epochs, recipe, pairs_seen):
     the pixels per batch, and with the pairs that the weights have seen before.
     """
     pixels = math.prod(pairs.patch)
-    full = max(1, recipe.batch_size * 32 * 32 // pixels)
+    full = max(1, recipe.batch_size * COURSE_PIXELS // pixels)
     few = int(len(pairs) * epochs) // max(1, recipe.min_steps)
     batch_size = min(full, max(1, few), len(pairs))
-    peak = math.sqrt(min(1, batch_size * pixels / (recipe.batch_size * 32 * 32)))
+    peak = math.sqrt(min(1, batch_size * pixels / (recipe.batch_size * COURSE_PIXELS)))
     return batch_size, peak / math.sqrt(1 + pairs_seen / LR_DECAY_PAIRS)
 
 
@@ -1107,6 +1133,14 @@ def is_hidden_weight(parameter, network):
     """Whether a parameter is a convolution weight between features: not a bias, and not in the network's `first`
     or `last` layer, which take and return images."""
     return parameter.ndim == 4 and all(parameter is not layer.weight for layer in (network.first, network.last))
+
+
+def tell_progress(model, progress, step, steps, loss):
+    """Calls `progress`; RuntimeError if it has loaded weights into the model or trained it."""
+    before = model.network, model.pairs_seen
+    progress(step, steps, loss)
+    if (model.network, model.pairs_seen) != before:
+        raise RuntimeError("progress may call predict and save, but not load or train: give those another Model")
 
 
 # ---------------------------------------------------------------------------------------------- devices
@@ -1274,7 +1308,7 @@ def warn_of_narrow_images(images):
         )
 
 
-def no_gain(share, imbalance):
+def no_gain_message(share, imbalance):
     """What to say of a training after which so much of the squared error is left, see `Model.error_left`; or ''.
 
     Clean images would leave the other image's noise, (1 - imbalance) / 2: half, if both are equally noisy.
@@ -1289,12 +1323,28 @@ def no_gain(share, imbalance):
 
 def warn_of_offset(noise):
     """An image that is brighter than its partner teaches the partner's brightness; see `Model.train`."""
-    if abs(noise.offset) > 0.1 + 4 * noise.errors[3]:
+    if abs(noise.offset) > 0.1 + 4 * noise.error("offset"):
         warnings.warn(
             f"noisy_a and noisy_b differ in brightness by {noise.offset:.3g} standard deviations of their "
             "difference: the model learns that too. Scale both to the same exposure first",
             stacklevel=4,
         )
+
+
+def check_views(numbers, views):
+    """The numbers of chosen views from a weights file; ValueError if there are no such views."""
+    if numbers is None:
+        return None
+    if numbers[:1] != [0] or not set(numbers) <= set(range(len(views))) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"views must be None or different numbers below {len(views)}, 0 the first; got {numbers}")
+    return numbers
+
+
+def check_ranges(ranges):
+    """The value ranges from a weights file; ValueError if they are none."""
+    if not all(isinstance(kind, str) and -math.inf < low < high < math.inf for kind, (low, high) in ranges.items()):
+        raise ValueError(f"value_ranges must be (low, high) of each type; got {ranges}")
+    return {kind: (low, high) for kind, (low, high) in ranges.items()}
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -1387,7 +1437,7 @@ class Tiling:
         return range(0, max(1, size - self.overlap), self.side - self.overlap)
 
     def weights(self, start, size):
-        """Of the rows of the tile at `start`, of `size` rows in all: those of overlapping tiles sum to 1."""
+        """Blending weights of the rows of the tile at `start`, of `size` rows in all; overlapping tiles sum to 1."""
         length = min(self.side, size - start)
         rows = torch.arange(length, dtype=torch.float32, device="cpu")
         ramp = ((rows - self.margin + 1) / (self.overlap - 2 * self.margin + 1)).clamp(0, 1)
@@ -1439,7 +1489,7 @@ class Model:
         self.name, self.in_channels = network, whole_number(in_channels, "in_channels", 1)
         self.sizes = all_sizes(NETWORKS[network], sizes)
         # The caller's random state stays as it is; two threads at once would swap theirs.
-        with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        with GLOBAL_SEED_LOCK, torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(self.seed)
             network = NETWORKS[network](self.in_channels, **self.sizes)
         self.network = network.to(self.device, torch.float32)
@@ -1542,7 +1592,7 @@ class Model:
         batch_size, peak = batch_size_and_peak(pairs, epochs, recipe, self.pairs_seen)
         steps = epochs * math.ceil(len(pairs) / batch_size)
         try:
-            while training.steps < steps:
+            for _ in range(epochs):
                 order = torch.randperm(len(pairs), generator=training.generator, device="cpu")
                 for index in order.split(batch_size):
                     factor = peak * (1.0 if recipe.constant_lr else lr_factor(training.steps, steps))
@@ -1554,7 +1604,7 @@ class Model:
         finally:
             training.finish()
             self.choose_views(noisy_a, noisy_b)
-        warning = no_gain(self.error_left(noisy_a, noisy_b), self.noise.imbalance)
+        warning = no_gain_message(self.error_left(noisy_a, noisy_b), self.noise.imbalance)
         if warning and recipe.loss == "l2":  # the others are no squared errors
             warnings.warn(warning, stacklevel=3)
 
@@ -1589,7 +1639,7 @@ class Model:
             return images.float().clamp(0, 255)
         if ensemble is None:
             ensemble = max(height, width) <= ENSEMBLE_SIDE
-        views = self.views() if ensemble else [(D4[0], False, False)]
+        views = self.views() if ensemble else self.every_view()[:1]
         pixels = CHUNK if self.device.type == "cpu" else GPU_CHUNK
         side, borders = Tiling.of(self.network).side, 2 * self.network.border
         chunk = max(1, pixels // (min(height + borders, side) * min(width + borders, side)))
@@ -1675,46 +1725,3 @@ class Model:
                 prediction = forward_any_size(self.network, to_view(images, *view))
             total += from_view(prediction.float(), *view)
         return total / len(views)
-
-
-def tell_progress(model, progress, step, steps, loss):
-    """Calls `progress`; RuntimeError if it has loaded weights into the model or trained it."""
-    before = model.network, model.pairs_seen
-    progress(step, steps, loss)
-    if (model.network, model.pairs_seen) != before:
-        raise RuntimeError("progress may call predict and save, but not load or train: give those another Model")
-
-
-def square_starts(size, count):
-    """Where up to `count` squares of ENSEMBLE_SIDE start along an axis: evenly spaced, a single one in the middle."""
-    room = max(0, size - ENSEMBLE_SIDE)
-    count = min(count, -(-size // ENSEMBLE_SIDE))
-    return [room * place // (count - 1) for place in range(count)] if count > 1 else [room // 2]
-
-
-def check_views(numbers, views):
-    """The numbers of chosen views from a weights file; ValueError if there are no such views."""
-    if numbers is None:
-        return None
-    if numbers[:1] != [0] or not set(numbers) <= set(range(len(views))) or len(set(numbers)) < len(numbers):
-        raise ValueError(f"views must be None or different numbers below {len(views)}, 0 the first; got {numbers}")
-    return numbers
-
-
-def check_ranges(ranges):
-    """The value ranges from a weights file; ValueError if they are none."""
-    if not all(isinstance(kind, str) and -math.inf < low < high < math.inf for kind, (low, high) in ranges.items()):
-        raise ValueError(f"value_ranges must be (low, high) of each type; got {ranges}")
-    return {kind: (low, high) for kind, (low, high) in ranges.items()}
-
-
-def to_view(images, element, negative, reverse):
-    """A symmetry of images in [0, 1], perhaps their negatives, perhaps with the channels in reverse order."""
-    images = apply_d4(images.flip(1) if reverse else images, element)
-    return 1 - images if negative else images
-
-
-def from_view(images, element, negative, reverse):
-    """The inverse of `to_view`."""
-    images = invert_d4(1 - images if negative else images, element)
-    return images.flip(1) if reverse else images

@@ -128,13 +128,16 @@ class Recipe:
 
 RATES = {"muon": 1.5e-2, "adam": 1e-3, "sgd": 1.0}  # a good peak rate for each optimiser
 MOST_PASSES = 10  # over few pairs: they are learnt by heart after that
+COURSE_PIXELS = 32 * 32  # of a course image: recipes count pairs and batches in these
 PATCH = 64  # pixels a side: larger training pairs are cut into random patches of this size
 LR_DECAY_PAIRS = 10_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
 CHUNK = 2**17  # pixels predicted at once, about 1 kB of work space each
 TILE = 256  # pixels a side, a multiple of 4: images of more than CHUNK pixels are predicted in tiles
 VIEWED = 64  # pairs on which `train` measures which views of an image a self-ensemble gains from
-COARSE, AGREEING = 0.36, 0.97  # share and correlation; see `coarse_difference`: above and below, scenes differ
-DISPLACED, TOO_FAR = 0.025, 0.3  # see `displaced_share`: a larger share, and pixels; stripes reach 0.02
+COARSE = 0.36  # scenes differ if coarse means hold more than this share of the difference (`coarse_difference`) ...
+AGREEING = 0.97  # ... and correlate by less than this
+DISPLACED = 0.025  # images are displaced if that explains more than this share (`displaced_share`; stripes: 0.02) ...
+TOO_FAR = 0.3  # ... and by more than so many pixels
 CONTRAST = 0.05  # see `contrast_difference`
 NO_GAIN = 0.99  # of the squared error, for equally noisy images: if more is left, a training has been in vain
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
@@ -1149,14 +1152,26 @@ def invert_d4(images, element):
     return images.transpose(2, 3) if transpose else images
 
 
+def to_view(images, element, negative, reverse):
+    """A symmetry of images in [0, 1], perhaps their negatives, perhaps with the channels in reverse order."""
+    images = apply_d4(images.flip(1) if reverse else images, element)
+    return 1 - images if negative else images
+
+
+def from_view(images, element, negative, reverse):
+    """The inverse of `to_view`."""
+    images = invert_d4(1 - images if negative else images, element)
+    return images.flip(1) if reverse else images
+
+
 @functools.cache
 def regular_representation():
     """For each element h of D4, the numbers of h^-1 g for g = 0 .. 7: the entry that h moves to place g."""
     square = arange(9, device="cpu").view(1, 1, 3, 3)
     turned = [apply_d4(square, g) for g in D4]
     numbers = {tuple(image.flatten().tolist()): number for number, image in enumerate(turned)}
-    products = [[numbers[tuple(apply_d4(image, h).flatten().tolist())] for image in turned] for h in D4]
-    return [sorted(range(8), key=row.__getitem__) for row in products]
+    table = [[numbers[tuple(apply_d4(image, h).flatten().tolist())] for image in turned] for h in D4]
+    return [sorted(range(8), key=row.__getitem__) for row in table]
 
 
 def orbits(shape, first_group, second_group):
@@ -1314,9 +1329,9 @@ class PairNoise:
     """What two noisy versions of an image reveal about their noise; see `measure_noise`.
 
     Attributes:
-        correlation: of the noise of neighbouring pixels: of six neighbours up to two pixels away, that which may be
-            furthest from 0, by two standard errors. White noise has 0; blurred, demosaiced, enlarged or JPEG-coded
-            noise has more.
+        correlation: of the noise of neighbouring pixels: of six neighbours up to two pixels away, the one whose
+            absolute value plus two standard errors is largest. White noise has 0; blurred, demosaiced, enlarged or
+            JPEG-coded noise has more.
         line_correlation: mean over all pairs of pixels of one row or one column: stripes and drifting exposure have
             more than 0.
         imbalance: (variance of noise a - variance of noise b) / (their sum): 0 for images that are equally noisy.
@@ -1343,14 +1358,17 @@ class PairNoise:
         """Whether the noise is also shown to be independent between pixels: their two values may then be swapped."""
         return self.alike and self._shown("correlation", "line_correlation")
 
+    def error(self, name):
+        """The standard error of one of the first four numbers."""
+        return self.errors[("correlation", "line_correlation", "imbalance", "offset").index(name)]
+
     def _shown(self, *names):
         """Whether numbers are below their limits by two standard errors.
 
         With few pixels the answer is no, which costs little; a wrong yes ruins the training.
         """
         limits = {"correlation": 0.05, "line_correlation": 0.01, "imbalance": 0.1, "offset": 0.1}
-        errors = dict(zip(limits, self.errors, strict=True))
-        return all(abs(getattr(self, name)) + 2 * errors[name] <= limits[name] for name in names)
+        return all(abs(getattr(self, name)) + 2 * self.error(name) <= limits[name] for name in names)
 
 
 def measure_noise(noisy_a, noisy_b):
@@ -1362,15 +1380,15 @@ def measure_noise(noisy_a, noisy_b):
     difference = a - b
     centred = difference - difference.mean((0, 2, 3), keepdim=True)
     offsets = [
-        ratio(d.mean((1, 2)), c.square().mean((1, 2)).sqrt().clamp(min=1e-3 / 255))  # also where there is no noise
+        ratio_with_error(d.mean((1, 2)), c.square().mean((1, 2)).sqrt().clamp(min=1e-3 / 255))  # even without noise
         for d, c in zip(difference.unbind(1), centred.unbind(1), strict=True)
     ]
     power = centred.square().mean((1, 2, 3))
     shifts = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
-    neighbours = [ratio(products(centred, *shift), power) for shift in shifts]
-    lines = [ratio(line_products(centred, axis), power) for axis in (2, 3)]
+    neighbours = [ratio_with_error(lagged_products(centred, *shift), power) for shift in shifts]
+    lines = [ratio_with_error(line_products(centred, axis), power) for axis in (2, 3)]
     total = a + b - (a + b).mean((2, 3), keepdim=True)
-    imbalance, imbalance_error = ratio((centred * total).mean((1, 2, 3)), power)
+    imbalance, imbalance_error = ratio_with_error((centred * total).mean((1, 2, 3)), power)
     (correlation, correlation_error), (line, line_error), (offset, offset_error) = (
         max(found, key=lambda one: abs(one[0]) + 2 * one[1]) for found in (neighbours, lines, offsets)
     )
@@ -1388,12 +1406,12 @@ def measure_noise(noisy_a, noisy_b):
 
 def subsample(images):
     """Up to four million pixels of (N, C, H, W) in [0, 255], as [0, 1]: of evenly spaced images, 256 x 256 at most."""
-    rows, columns = (bands(size).to(images.device) for size in images.shape[2:])
+    rows, columns = (sampled_positions(size).to(images.device) for size in images.shape[2:])
     step = -(-len(images) // max(1, min(2048, 2**22 // (len(rows) * len(columns)))))
     return images[::step].index_select(2, rows).index_select(3, columns).float() / 255
 
 
-def bands(size, count=16, width=16):
+def sampled_positions(size, count=16, width=16):
     """The places along an axis that are looked at: all, or so many evenly spaced bands: a corner may be black."""
     if size <= count * width:
         return arange(size, device="cpu")
@@ -1409,7 +1427,7 @@ def blocks(images, side=16):
     return images.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
-def products(blocks, down, right):
+def lagged_products(blocks, down, right):
     """Mean product of the pixels of each block with those `down` and `right` of them; 0 where a block has none."""
     h, w = blocks.shape[2:]
     if down >= h or abs(right) >= w:
@@ -1487,7 +1505,7 @@ def contrast_difference(a, b):
     difference, image = (part - part.mean((2, 3), keepdim=True) for part in (difference, image))
     left, right = image[..., :-1], image[..., 1:]
     beside = difference[..., :-1] * right + difference[..., 1:] * left
-    return ratio(beside.mean((1, 2, 3)) / 2, (left * right).mean((1, 2, 3)))
+    return ratio_with_error(beside.mean((1, 2, 3)) / 2, (left * right).mean((1, 2, 3)))
 
 
 def displaced_share(a, b):
@@ -1515,10 +1533,10 @@ def displaced_share(a, b):
     explained = (moments[1] * fits[0] + moments[0] * fits[1]).sum((1, 2))
     steepness = sum(square.diagonal(dim1=1, dim2=2).sum() for square in squares).item() / 8  # slopes span two pixels
     distance = math.sqrt(max(0.0, explained.sum().item()) / steepness) if steepness else 0.0  # root mean square
-    return *ratio(explained, sum(values.square().sum(1) for _, values in halves)), distance
+    return *ratio_with_error(explained, sum(values.square().sum(1) for _, values in halves)), distance
 
 
-def ratio(numerators, denominators):
+def ratio_with_error(numerators, denominators):
     """sum(numerators) / sum(denominators) over the blocks, and its standard error; (0, inf) where there is none."""
     count, total = len(numerators), denominators.sum().item()
     if count < 8 or total <= 0:
@@ -1526,6 +1544,13 @@ def ratio(numerators, denominators):
     quotient = numerators.sum().item() / total
     scatter = (numerators - quotient * denominators).square().sum().item()
     return quotient, math.sqrt(scatter * count / (count - 1)) / total
+
+
+def square_starts(size, count):
+    """Where up to `count` squares of ENSEMBLE_SIDE start along an axis: evenly spaced, a single one in the middle."""
+    room = max(0, size - ENSEMBLE_SIDE)
+    count = min(count, -(-size // ENSEMBLE_SIDE))
+    return [room * place // (count - 1) for place in range(count)] if count > 1 else [room // 2]
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -1568,7 +1593,7 @@ def least_epochs(pairs, recipe, pairs_seen):
     if pairs_seen:
         return 1
     pixels = len(pairs) * math.prod(pairs.patch)
-    return min(MOST_PASSES, max(1, math.ceil(recipe.min_pairs * 32 * 32 / pixels)))
+    return min(MOST_PASSES, max(1, math.ceil(recipe.min_pairs * COURSE_PIXELS / pixels)))
 
 
 def keep_freed_memory():
@@ -1597,8 +1622,8 @@ class Training:
         self.ema = [parameter.clone() for parameter in self.parameters]
         self.generator = random.Random(seed)
 
-    def step(self, noisy_a, noisy_b, lr_factor):
-        """Learns from a batch of pairs (B, C, H, W) in [0, 1] at `lr_factor` times the peak rate.
+    def step(self, noisy_a, noisy_b, lr_scale):
+        """Learns from a batch of pairs (B, C, H, W) in [0, 1] at `lr_scale` times the peak rate.
 
         Returns the loss as a 0-d tensor on the device; reading it waits for the device.
         """
@@ -1610,7 +1635,7 @@ class Training:
         if self.network.equivariant:
             for (_, gradient), orbit in zip(self.network.param(), self.orbits, strict=True):
                 gradient.copy_(symmetrised(gradient, orbit))
-        self.optimiser.lr = self.recipe.peak_lr * lr_factor
+        self.optimiser.lr = self.recipe.peak_lr * lr_scale
         self.optimiser.step()
         self.steps += 1
         share = max(1 / self.ema_steps, 1 / self.steps)
@@ -1639,6 +1664,14 @@ class Training:
         copy_all(self.ema, state["ema"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.setstate(state["generator"])
+
+
+def tell_progress(model, progress, step, steps, loss):
+    """Calls `progress`; RuntimeError if it has loaded weights into the model or trained it."""
+    before = model.network, model.pairs_seen
+    progress(step, steps, loss)
+    if (model.network, model.pairs_seen) != before:
+        raise RuntimeError("progress may call predict and save, but not load or train: give those another Model")
 
 
 # ---------------------------------------------------------------------------------------------- checks
@@ -1700,7 +1733,7 @@ def warn_of_range(images):
 
 
 def warn_of_equal_images(noisy_a, noisy_b):
-    """Of the same image twice a network learns to keep the noise. A few may be equal where there is no noise."""
+    """Trained on equal images, a network learns to keep the noise. A few may be equal where there is no noise."""
     noisy_b = noisy_b.to(noisy_a.device)
     if noisy_a.dtype != noisy_b.dtype:
         noisy_a, noisy_b = noisy_a.float(), noisy_b.float()
@@ -1734,12 +1767,21 @@ def warn_of_no_gain(share, imbalance):
 
 def warn_of_offset(noise):
     """Warns of a difference in brightness, which would be learnt as well; see `Model.train`."""
-    if abs(noise.offset) > 0.1 + 4 * noise.errors[3]:
+    if abs(noise.offset) > 0.1 + 4 * noise.error("offset"):
         warnings.warn(
             f"noisy_a and noisy_b differ in brightness by {noise.offset:.3g} standard deviations of their "
             "difference: the model learns that too. Scale both to the same exposure first",
             stacklevel=3,
         )
+
+
+def check_views(numbers, views):
+    """The numbers of the chosen views from a weights file; ValueError if there are no such views."""
+    if numbers is None:
+        return None
+    if numbers[:1] != [0] or not set(numbers) <= set(range(len(views))) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"views must be None or different numbers below {len(views)}, 0 the first; got {numbers}")
+    return numbers
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -1942,7 +1984,7 @@ class Model:
     def _batch_size(self, pairs, epochs):
         """As many patches as hold the pixels of the recipe's batch; fewer if few are seen in all."""
         recipe = self.recipe
-        full = max(1, recipe.batch_size * 32 * 32 // math.prod(pairs.patch))
+        full = max(1, recipe.batch_size * COURSE_PIXELS // math.prod(pairs.patch))
         few = (self.pairs_seen + len(pairs) * epochs) // recipe.min_steps
         return min(full, max(few, recipe.min_batch_size), len(pairs))
 
@@ -1966,7 +2008,7 @@ class Model:
         n, _, height, width = images.shape
         if ensemble is None:
             ensemble = max(height, width) <= ENSEMBLE_SIDE
-        views = self.views() if ensemble else [(D4[0], False, False)]
+        views = self.views() if ensemble else self.every_view()[:1]
         multiple = self.network.multiple
         chunk = max(1, CHUNK // math.prod(size + -size % multiple for size in (height, width)))
         result = lasting_empty(images.shape, images.device, FLOAT32)
@@ -2042,39 +2084,3 @@ class Model:
                 clean = sum(from_view(self.network.denoised(to_view(noisy, *view)), *view) for view in views)
                 clean = clean[:, :, y - top : y - top + tile, x - left : x - left + tile]
                 result[:, :, y : y + tile, x : x + tile] = clean.mul(255 / len(views)).clamp_(0, 255)
-
-
-def square_starts(size, count):
-    """Where up to `count` squares of ENSEMBLE_SIDE start along an axis: evenly spaced, a single one in the middle."""
-    room = max(0, size - ENSEMBLE_SIDE)
-    count = min(count, -(-size // ENSEMBLE_SIDE))
-    return [room * place // (count - 1) for place in range(count)] if count > 1 else [room // 2]
-
-
-def tell_progress(model, progress, step, steps, loss):
-    """Calls `progress`; RuntimeError if it has loaded weights into the model or trained it."""
-    before = model.network, model.pairs_seen
-    progress(step, steps, loss)
-    if (model.network, model.pairs_seen) != before:
-        raise RuntimeError("progress may call predict and save, but not load or train: give those another Model")
-
-
-def check_views(numbers, views):
-    """The numbers of the chosen views from a weights file; ValueError if there are no such views."""
-    if numbers is None:
-        return None
-    if numbers[:1] != [0] or not set(numbers) <= set(range(len(views))) or len(set(numbers)) < len(numbers):
-        raise ValueError(f"views must be None or different numbers below {len(views)}, 0 the first; got {numbers}")
-    return numbers
-
-
-def to_view(images, element, negative, reverse):
-    """A symmetry of images in [0, 1], perhaps their negatives, perhaps with the channels in reverse order."""
-    images = apply_d4(images.flip(1) if reverse else images, element)
-    return 1 - images if negative else images
-
-
-def from_view(images, element, negative, reverse):
-    """The inverse of `to_view`."""
-    images = invert_d4(1 - images if negative else images, element)
-    return images.flip(1) if reverse else images

@@ -32,7 +32,7 @@ def sources():
 
 
 def digest(path):
-    """Of the content; for text, the same with any line endings."""
+    """Hash of the content; for text, the same with any line endings."""
     content = path.read_bytes()
     if path.suffix not in (".png", ".pdf"):
         content = content.replace(b"\r\n", b"\n")

@@ -109,7 +109,7 @@ def record(name, row):
 
 
 def correlation(noise, down, right):
-    """Of the noise of pixels so far apart: the mean over images and its standard error."""
+    """Correlation of the noise of pixels so far apart: the mean over images and its standard error."""
     height, width = noise.shape[2] - abs(down), noise.shape[3] - abs(right)
     first = noise[:, :, :height, max(0, -right) : max(0, -right) + width]
     second = noise[:, :, down : down + height, max(0, right) : max(0, right) + width]
@@ -150,7 +150,7 @@ def measure_noise(data):
 
 
 def local_variance(clean):
-    """Of the clean image over 3 x 3 pixels, (N, H, W): what can be seen of the detail inside of a cell."""
+    """Variance of the clean image over 3 x 3 pixels, (N, H, W): what can be seen of the detail inside of a cell."""
     grey = clean.float().mean(1, keepdim=True) / 255
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
     mean, square = F.avg_pool2d(padded, 3, 1), F.avg_pool2d(padded.square(), 3, 1)

@@ -67,7 +67,7 @@ class Trainings:
         return found
 
     def differences(self, variant, pairs=BASE, base=ONE, key="single", epochs=1):
-        """Of the seeds that both have in the same file."""
+        """Differences in dB over the seeds that both have in the same file."""
         scores = {}
         for row in self.rows:
             if row["variant"] in (variant, base) and row["pairs"] == pairs and row["epochs"] == epochs and key in row:
@@ -478,7 +478,7 @@ def gaps(data):
 
 
 def base_width():
-    """Of the network that variants change."""
+    """Width of the network that variants change."""
     return str(next(width for name, width in WIDTHS if name == ONE))
 
 

@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from Miniproject_1.commands.support.arguments import add_limit, add_range, check_outputs, files_below
+from Miniproject_1.commands.support.arguments import add_max_megapixels, add_range, check_outputs, files_below
 from Miniproject_1.commands.support.compare_page import Page, png_to_show
 from Miniproject_1.commands.support.distributed import is_first
 from Miniproject_1.commands.support.images import (
@@ -83,7 +83,7 @@ def add_arguments(parser):
         default=DEFAULT_QUALITY,
         help="of JPEG and lossy WebP (default: 95)",
     )
-    add_limit(parser)
+    add_max_megapixels(parser)
     parser.add_argument("--quiet", action="store_true", help="print only errors")
     parser.add_argument("--json", action="store_true", help="print JSON, one line per picture")
 
@@ -121,7 +121,7 @@ def jobs_of(given, out, quiet):
 # ---------------------------------------------------------------------------------------------- one picture
 
 
-def bands(height, tiling, border):
+def row_strips(height, tiling, border):
     """(rows to predict, rows to keep, where those are in the prediction) of each part of a picture.
 
     With its margins and the mirrored border, a part is one row of tiles. Parts start where cells of gates do.
@@ -136,10 +136,10 @@ def bands(height, tiling, border):
 def denoised(model, picture, strength=1.0, ensemble=None, progress=None):
     """The pixels of a picture without its noise, of the same shape and type; alpha as it is. Raises as `predicted`.
 
-    The picture is predicted in bands, so that only its stored pixels are in memory as a whole.
+    The picture is predicted in strips of rows, so that only its stored pixels are in memory as a whole.
     """
     result = replace(picture, pixels=picture.pixels.copy())
-    parts = list(bands(len(picture.pixels), Tiling.of(model.network), model.network.border))
+    parts = list(row_strips(len(picture.pixels), Tiling.of(model.network), model.network.border))
     for done, (rows, kept, inside) in enumerate(parts, start=1):
         noisy = picture.values(rows)
         clean = noisy.lerp(predicted(model, noisy, picture.space, ensemble), strength)
@@ -201,6 +201,7 @@ class Summary:
     before: float  # noise, in 1/255 of the range
     after: float
     shown: list  # for the page: PNG files of before and after, or nothing
+    notes: list  # the picture's own list: writing the picture adds some
 
 
 def denoise_and_summarise(picture, model, options, show, progress):
@@ -216,7 +217,18 @@ def denoise_and_summarise(picture, model, options, show, progress):
     if show:
         shown.append(png_to_show(picture))
     size, kind = picture.pixels.shape[:2], str(picture.pixels.dtype)
-    return Summary(size, kind, picture.value_range, before, noise_level(picture), shown)
+    return Summary(size, kind, picture.value_range, before, noise_level(picture), shown, picture.notes)
+
+
+def denoise_each(pictures, count, model, options, show, progress, summaries):
+    """Yields each of `count` pictures denoised, after appending its `Summary`; `show` concerns only the first."""
+    for number, picture in enumerate(pictures):
+
+        def report(done, parts, number=number):
+            progress(number * parts + done, count * parts)
+
+        summaries.append(denoise_and_summarise(picture, model, options, show and not number, progress and report))
+        yield picture
 
 
 def denoise_file(job, model, options, page, progress=None):
@@ -226,38 +238,41 @@ def denoise_file(job, model, options, page, progress=None):
         raise job.error
     check_new(job.target, options.force)
     count, pictures = pictures_of(job, options, model.value_ranges)
-    summaries, notes = [], {}
-
-    def results():
-        for number, picture in enumerate(pictures):
-            part = progress and (lambda done, parts, n=number: progress(n * parts + done, count * parts))
-            summaries.append(denoise_and_summarise(picture, model, options, page and not number, part))
-            yield picture
-            notes.update(dict.fromkeys(picture.notes))  # writing adds some
-
+    summaries = []
+    results = denoise_each(pictures, count, model, options, page is not None, progress, summaries)
     if count > 1:
-        write_stack(results(), count, job.target, overwrite=options.force)
+        write_stack(results, count, job.target, overwrite=options.force)
     else:
-        for picture in results():
+        for picture in results:
             write_picture(picture, job.target, overwrite=options.force, quality=options.quality)
-    first = summaries[0]
     if page:
-        try:
-            page.add(job.source.name, *first.shown, first.before, first.after)
-        except OSError as error:
-            raise RuntimeError(f"{job.target} is written, but its part of {options.compare} is not: {error}") from error
+        add_to_page(page, job, summaries[0], options.compare)
+    return facts_of(job, summaries, time.monotonic() - began)
+
+
+def add_to_page(page, job, summary, path):
+    try:
+        page.add(job.source.name, *summary.shown, summary.before, summary.after)
+    except OSError as error:
+        raise RuntimeError(f"{job.target} is written, but its part of {path} is not: {error}") from error
+
+
+def facts_of(job, summaries, seconds):
+    """What is printed about a file: size, type and range of its first picture, the mean noise, all notes once."""
+    first, count = summaries[0], len(summaries)
+    height, width = first.size
     return {
         "input": str(job.source),
         "output": str(job.target),
         "pages": count,
-        "width": first.size[1],
-        "height": first.size[0],
+        "width": width,
+        "height": height,
         "type": first.kind,
         "range": list(first.value_range),
         "noise_before": round(sum(one.before for one in summaries) / count, 2),
         "noise_after": round(sum(one.after for one in summaries) / count, 2),
-        "seconds": round(time.monotonic() - began, 2),
-        "notes": list(notes),
+        "seconds": round(seconds, 2),
+        "notes": list(dict.fromkeys(note for one in summaries for note in one.notes)),
     }
 
 

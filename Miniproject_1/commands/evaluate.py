@@ -19,7 +19,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from Miniproject_1.commands.support.arguments import add_limit, check_outputs
+from Miniproject_1.commands.support.arguments import add_max_megapixels, check_outputs
 from Miniproject_1.commands.support.pairs import Scale, add_common_range, add_pairs, open_pairs
 from Miniproject_1.commands.support.plots import check_figure, need_figure, save_figure
 from Miniproject_1.commands.support.progress import progress_bar
@@ -41,7 +41,7 @@ def add_arguments(parser):
     add_pairs(parser, "NOISY", "CLEAN")
     add_common_range(parser, "the clean files", "that of the weights' training if they know it, else ")
     add_weights(parser)
-    add_limit(parser)
+    add_max_megapixels(parser)
     parser.add_argument("--ensemble", action="store_true", help="average several predictions")
     parser.add_argument("--limit", type=int, help="only the first LIMIT pictures")
     parser.add_argument(
@@ -65,7 +65,7 @@ def add_arguments(parser):
 
 
 def mean_squared_error(image, clean):
-    """Of two (1, C, H, W) in [0, 255], in [0, 1] squared."""
+    """Mean squared error of two images (1, C, H, W) in [0, 255], on the scale of [0, 1]."""
     return ((image.double() - clean.double()) / 255).square().mean().item()
 
 

@@ -177,12 +177,12 @@ def as_pt2(program):
 KINDS = {".onnx": as_onnx, ".pt2": as_pt2}
 
 
-def largest_difference(run, model):
+def largest_difference(run_exported, model):
     """Between an exported network and `predict` on random pictures, in grey values. ValueError if too large."""
     generator, largest = torch.Generator().manual_seed(0), 0.0
     for count, height, width in CHECKED:
         images = 900 * torch.rand(count, model.in_channels, height, width, generator=generator) - 300  # some clipped
-        difference = (run(images) - model.predict(images, ensemble=False)).abs().max().item()
+        difference = (run_exported(images) - model.predict(images, ensemble=False)).abs().max().item()
         largest = max(largest, difference)
     if not largest <= TOLERANCE:
         raise ValueError(f"nothing is written: the exported network differs by {largest:.3g} grey values")

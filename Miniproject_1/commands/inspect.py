@@ -15,24 +15,31 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 
-from Miniproject_1.commands.support.arguments import add_limit
+from Miniproject_1.commands.support.arguments import add_max_megapixels
 from Miniproject_1.commands.support.noise_level import level_of, level_of_two_sizes
-from Miniproject_1.commands.support.pairs import Scale, add_common_range, add_pairs, blocks, open_pairs
+from Miniproject_1.commands.support.pairs import (
+    Scale,
+    add_common_range,
+    add_pairs,
+    evenly_spaced,
+    open_pairs,
+    random_squares,
+)
 from Miniproject_1.commands.support.weights import SHIPPED, add_device, load_model, predict_colours
 from Miniproject_1.model import (
     AGREEING,
     COARSE,
     CONTRAST,
     DISPLACED,
+    blocks,
     coarse_difference,
     contrast_difference,
     displaced_share,
+    lagged_products,
     line_products,
     measure_noise,
-    products,
     subsample,
 )
-from Miniproject_1.model import blocks as whole_blocks
 
 FINE, WARNING, BAD = "fine", "warning", "BAD"
 SQUARES, SIDE = 1024, 64  # how many squares are measured, and their pixels a side
@@ -69,7 +76,7 @@ def add_arguments(parser):
     add_pairs(parser)
     add_common_range(parser)
     add_device(parser)
-    add_limit(parser)
+    add_max_megapixels(parser)
     parser.add_argument("--no-weights", action="store_true", help="do not try the shipped weights, which takes longest")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -161,17 +168,17 @@ def single_correlation(pictures):
     """
     found = []
     for picture in pictures:
-        blocks = whole_blocks(picture)  # (M, C, 16, 16)
-        blocks = blocks[((blocks <= 0) | (blocks >= 255)).float().mean((1, 2, 3)) < 0.25]
-        if min(blocks.shape[2:]) < 16 or not len(blocks):
+        candidates = blocks(picture)  # (M, C, 16, 16)
+        candidates = candidates[((candidates <= 0) | (candidates >= 255)).float().mean((1, 2, 3)) < 0.25]
+        if min(candidates.shape[2:]) < 16 or not len(candidates):
             continue
-        roughness = F.avg_pool2d(blocks, 4).var((2, 3)).mean(1)
-        flat = blocks[roughness.argsort()[: -(-len(blocks) // FLAT_SHARE)]]
+        roughness = F.avg_pool2d(candidates, 4).var((2, 3)).mean(1)
+        flat = candidates[roughness.argsort()[: -(-len(candidates) // FLAT_SHARE)]]
         of_columns, of_rows = flat.diff(2, dim=2), flat.diff(2, dim=3)
         found.append(
             torch.stack(
                 [
-                    products(differences, *shift) / (differences.square().mean((1, 2, 3)) + 1e-9)
+                    lagged_products(differences, *shift) / (differences.square().mean((1, 2, 3)) + 1e-9)
                     for differences, shifts in ((of_columns, ((0, 1), (0, 2))), (of_rows, ((1, 0), (2, 0))))
                     for shift in shifts
                 ],
@@ -215,7 +222,7 @@ def psnr_of(mse):
 
 def inspect_pairs(pairs, try_weights=True, device=None):
     """The findings on some pairs, in the order of printing."""
-    first, second = blocks(pairs, SIDE, SQUARES)
+    first, second = random_squares(pairs, SIDE, SQUARES)
     if torch.equal(first, second):
         text = "Both pictures are the same, down to the last bit: noise can only be seen between two independent ones."
         return [Finding("independence", {}, BAD, text)]
@@ -224,7 +231,7 @@ def inspect_pairs(pairs, try_weights=True, device=None):
     levels = [math.sqrt(max(0.0, variance * (1 + sign * noise.imbalance))) for sign in (1, -1)]
     findings = [
         on_copies(pairs),
-        on_level(levels, abs(noise.imbalance) - 2 * noise.errors[2] > UNLIKE),
+        on_level(levels, abs(noise.imbalance) - 2 * noise.error("imbalance") > UNLIKE),
         on_shared(level_of([square[None] for square in first[:JUDGED]]), max(levels)),
         on_scenes(pairs),
         on_neighbours(noise.correlation, first.numel()),
@@ -246,7 +253,7 @@ def fit(findings):
 
 def on_copies(pairs):
     """Pairs of the same picture twice, among others: they would teach the network to keep the noise."""
-    numbers = range(0, len(pairs), -(-len(pairs) // LOOKED_AT))
+    numbers = evenly_spaced(len(pairs), LOOKED_AT)
     copies = sum(torch.equal(*pairs.pair(number)) for number in numbers)
     if not copies:
         return None
@@ -290,12 +297,12 @@ def on_shared(alone, level):
 
 def on_scenes(pairs):
     """A finding if pairs differ as different pictures do rather than by noise; else None."""
-    numbers = range(0, len(pairs), -(-len(pairs) // LOOKED_AT))
+    numbers = evenly_spaced(len(pairs), LOOKED_AT)
     measured = {number: coarse_difference(*map(subsample, pairs.pair(number))) for number in numbers}
     strange = [number for number, (share, agreement) in measured.items() if share > COARSE and agreement < AGREEING]
     if len(strange) <= len(numbers) / FEW:
         return None
-    first, second = blocks(Some(pairs, strange), SIDE, SQUARES)
+    first, second = random_squares(Subset(pairs, strange), SIDE, SQUARES)
     alone = max(level_of_two_sizes([square[None] for square in part[:JUDGED]]) for part in (first, second))
     level, kurtosis = (first - second).std(correction=0).item() / math.sqrt(2), step_kurtosis(first, second)
     if not (level > max(FAINTEST, BEYOND * alone) and kurtosis > EDGES):
@@ -375,7 +382,7 @@ def on_brightness(levels):
 def on_exposure(pairs, level):
     """The mean difference of each pair, in its worst channel, says how far exposure and white balance drift; noise
     alone would leave next to nothing."""
-    numbers = range(0, len(pairs), -(-len(pairs) // LOOKED_AT))
+    numbers = evenly_spaced(len(pairs), LOOKED_AT)
     means, expected = [], []
     for number in numbers:
         first, second = pairs.pair(number)
@@ -416,7 +423,7 @@ def on_contrast(slope, error):
 
 
 def on_displacement(pairs, share, error, distance):
-    """Of each large pair by itself; of small ones all together, which shows only a common displacement.
+    """A finding on displacement: each large pair by itself, small ones together, which shows only a common one.
 
     The three numbers, of `displaced_share`, also show displacements that differ from place to place.
     """
@@ -425,10 +432,10 @@ def on_displacement(pairs, share, error, distance):
         f"places lie about {distance:.1f} pixels apart, in different directions: the pictures are turned or scaled "
         "against each other, or something moves. Training would blur that. Align them first; drop the others."
     )
-    numbers = range(0, len(pairs), -(-len(pairs) // (LOOKED_AT // 4)))
+    numbers = evenly_spaced(len(pairs), LOOKED_AT // 4)
     large = min(pairs.pair(0)[0].shape[2:]) >= LARGE
-    groups = [Some(pairs, [number]) for number in numbers] if large else [pairs]
-    found = [measured_twice(group, TILES if large else SQUARES) for group in groups]
+    groups = [Subset(pairs, [number]) for number in numbers] if large else [pairs]
+    found = [refined_displacement(group, TILES if large else SQUARES) for group in groups]
     trusted = sorted((math.hypot(*where), where) for where, trust in found if trust >= TRUSTED)
     if not trusted and local:
         return Finding("displacement", {"down": None, "right": None, "local": round(distance, 2)}, BAD, moving)
@@ -455,18 +462,18 @@ def on_displacement(pairs, share, error, distance):
     return Finding("displacement", values, BAD if median >= 0.5 or largest >= 2 else WARNING, text)
 
 
-def measured_twice(group, count):
-    """As `displacement`, but large ones again on the common area: otherwise squares have little in common."""
-    where, trust = certain_displacement(*blocks(group, TILE, count, overlap=2))
+def refined_displacement(group, count):
+    """As `certain_displacement`; a large one is measured again on the common area: the squares had little in common."""
+    where, trust = certain_displacement(*random_squares(group, TILE, count, overlap=2))
     whole = [round(part) for part in where]
     smallest = min(group.pair(0)[0].shape[2:]) - max(map(abs, whole))
     if trust < TRUSTED or not any(whole) or smallest < 16:
         return where, trust
-    rest, trust = certain_displacement(*blocks(Shifted(group, *whole), TILE, count, overlap=2))
+    rest, trust = certain_displacement(*random_squares(CommonArea(group, *whole), TILE, count, overlap=2))
     return (whole[0] + rest[0], whole[1] + rest[1]), trust
 
 
-class Shifted:
+class CommonArea:
     """Pairs cut to their common area, if the second one is displaced by whole pixels."""
 
     def __init__(self, pairs, down, right):
@@ -484,7 +491,7 @@ class Shifted:
         return first, second
 
 
-class Some:
+class Subset:
     """Some of the pairs, by number."""
 
     def __init__(self, pairs, numbers):
@@ -536,13 +543,13 @@ def run(options):
     if options.json:
         print(json.dumps({"pairs": len(pairs), "fit": fit(findings), "findings": [asdict(f) for f in findings]}))
         return 0
-    say(findings)
+    print_findings(findings)
     print(
         f"{len(pairs)} pairs: " + ("fit for Noise2Noise." if fit(findings) else "NOT fit for Noise2Noise as they are.")
     )
     return 0
 
 
-def say(findings, file=None):
+def print_findings(findings, file=None):
     for finding in findings:
         print(f"{finding.verdict:8}{finding.topic:14}{finding.text}", file=file)

@@ -55,8 +55,8 @@ except ImportError:  # on Windows
     fcntl = None
 
 from Miniproject_1.commands.evaluate import mean_squared_error, psnr
-from Miniproject_1.commands.inspect import BAD, FINE, fit, inspect_pairs, on_single, say
-from Miniproject_1.commands.support.arguments import add_limit, check_outputs
+from Miniproject_1.commands.inspect import BAD, FINE, fit, inspect_pairs, on_single, print_findings
+from Miniproject_1.commands.support.arguments import add_max_megapixels, check_outputs
 from Miniproject_1.commands.support.distributed import (
     SharedTraining,
     from_first,
@@ -68,10 +68,11 @@ from Miniproject_1.commands.support.distributed import (
 from Miniproject_1.commands.support.pairs import (
     PAIRS_HELP,
     SOURCES_HELP,
+    NeighbourPairs,
+    PairsInMemory,
     Scale,
-    Singles,
-    Stack,
     add_common_range,
+    evenly_spaced,
     open_pairs,
     open_sources,
 )
@@ -89,11 +90,11 @@ from Miniproject_1.model import (
     batch_size_and_peak,
     least_epochs,
     lr_factor,
-    no_gain,
+    no_gain_message,
     save_atomically,
     whole_number,
 )
-from Miniproject_1.others.data import check_writable, read_checkpoint, some_path, tell
+from Miniproject_1.others.data import check_writable, checkpoint_path, read_checkpoint, some_path, tell
 
 SQUARE = 128  # pixels a side: large pictures are cut into such squares
 HELD_SHARE, HELD_MOST = 20, 128  # one in so many squares is held out, at most so many in all
@@ -130,22 +131,22 @@ def add_arguments(parser):
     parser.add_argument("--no-inspect", action="store_true", help="do not check the pictures first; refuse none")
     parser.add_argument("--quiet", action="store_true", help="print only warnings and errors")
     add_device(parser)
-    add_limit(parser)
+    add_max_megapixels(parser)
 
 
 # ---------------------------------------------------------------------------------------------- data
 
 
 def squares(pairs):
-    """All pairs as one `Stack` of equal squares; small pairs in memory stay as they are.
+    """All pairs as one `PairsInMemory` of equal squares; small pairs in memory stay as they are.
 
     Squares lie side by side; the last of a row or column is moved back inside. Integer values are kept as uint8.
     """
-    if isinstance(pairs, Stack) and max(pairs.first.shape[2:]) <= SQUARE:
+    if isinstance(pairs, PairsInMemory) and max(pairs.first.shape[2:]) <= SQUARE:
         return pairs
     channels, *size = pairs.pair(0)[0].shape[1:]
     side, largest, first, second, places = min(SQUARE, *size), 0, [], [], []
-    scale = 2 if isinstance(pairs, Singles) else 1  # of a file: the pairs of single pictures have half their size
+    scale = 2 if isinstance(pairs, NeighbourPairs) else 1  # pixels of the file: pairs have half of them
     for number in range(len(pairs)):
         a, b = pairs.pair(number)
         if a.shape[1] != channels or min(a.shape[2:]) < side:
@@ -160,7 +161,7 @@ def squares(pairs):
         largest = max(largest, *a.shape[2:])
     if side < min(SQUARE, largest) // 2 and is_first():
         tell(f"{pairs.name(0)} is small, so all are cut into squares of {side} x {side}; leave it out for larger ones")
-    return Stack(torch.cat(first), torch.cat(second), torch.tensor(places))
+    return PairsInMemory(torch.cat(first), torch.cat(second), torch.tensor(places))
 
 
 def cut(images, side):
@@ -179,7 +180,7 @@ def compact(values):
 
 
 def held_out(stack, seed):
-    """The training and the held-out `Stack`, and whether the latter is unseen: with few squares it is not.
+    """The training and the held-out `PairsInMemory`, and whether the latter is unseen: with few squares it is not.
 
     Squares are held out by place: with all pairs of their versions, and with all that overlaps them.
     """
@@ -197,7 +198,7 @@ def held_out(stack, seed):
 
 def evenly(stack):
     """At most HELD_MOST of the pairs."""
-    return stack[:: -(-len(stack) // HELD_MOST)]
+    return stack[:: evenly_spaced(len(stack), HELD_MOST).step]
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -215,7 +216,7 @@ class Session:
         kind = SharedTraining if in_group() else Training
         self.training = kind(model.network, recipe, seed + model.pairs_seen)
         self.steps, self.place, self.losses, self.order, self.epoch = None, 0, [], None, 0
-        self.curve = []  # figures of each epoch, by name
+        self.curve = []  # metrics of each epoch, by name
 
     def plan(self, epochs):
         """Chooses the batch size and the rates for so many passes, as `Model.train` does."""
@@ -225,7 +226,7 @@ class Session:
 
     def plan_minutes(self, minutes):
         """As many steps as fit into the time, by the median of a trial that is undone."""
-        self.plan(1e9)
+        self.plan(1e9)  # so many passes that batches are full; the steps follow below
         before = copy.deepcopy(self.training.state_dict())
         times = [time.monotonic()]
         for _ in range(TIMED):
@@ -330,44 +331,44 @@ def validate(model, pairs):
     return sum(psnr(mean_squared_error(model.predict(a, ensemble=False).cpu(), b)) for a, b in images) / len(numbers)
 
 
-def epoch_figures(session, held, floored, validation):
-    """The figures of an epoch by name; the network has its averaged weights. `floored`: the loss has a floor."""
+def epoch_metrics(session, held, floored, validation):
+    """The metrics of an epoch by name; the network has its averaged weights. `floored`: the loss has a floor."""
     noise = session.model.noise
-    unequal = abs(noise.imbalance) - 2 * noise.errors[2] > UNEQUAL
+    unequal = abs(noise.imbalance) - 2 * noise.error("imbalance") > UNEQUAL
     loss, noisy = held_out_loss(session.model, held, both=not unequal)
-    figures = {"training loss": session.mean_loss(), "loss": loss}
+    metrics = {"training loss": session.mean_loss(), "loss": loss}
     floor = noisy / 2 * (1 - noise.imbalance if unequal else 1)  # the noise of the images predicted against
-    figures |= {"floor": floor} if floored else {"noisy": noisy}
+    metrics |= {"floor": floor} if floored else {"noisy": noisy}
     if floored and not loss <= floor:  # so that NaN remains one
-        figures["dB"] = psnr(loss - floor)
+        metrics["dB"] = psnr(loss - floor)
     if validation is not None:
-        figures["validation"] = validate(session.model, validation)
-    return figures
+        metrics["validation"] = validate(session.model, validation)
+    return metrics
 
 
-def in_words(figures, session, unseen, seconds):
+def in_words(metrics, session, unseen, seconds):
     """The line that is said after an epoch."""
     line = f"epoch {session.epoch} of {math.ceil(session.steps / session.steps_an_epoch)}: "
-    line += f"training loss {figures['training loss']:.5f}; {'held-out' if unseen else 'same'} pairs: "
-    if "floor" in figures:
-        left = f"{figures['dB']:.2f} dB" if "dB" in figures else "too many dB to measure"
-        line += f"loss {figures['loss']:.5f}, floor {figures['floor']:.5f}, so {left}"
+    line += f"training loss {metrics['training loss']:.5f}; {'held-out' if unseen else 'same'} pairs: "
+    if "floor" in metrics:
+        left = f"{metrics['dB']:.2f} dB" if "dB" in metrics else "too many dB to measure"
+        line += f"loss {metrics['loss']:.5f}, floor {metrics['floor']:.5f}, so {left}"
     else:
         what = {"l2": "loss", "l1": "mean difference", "l0": f"share more than {APART} of 255 apart"}
-        line += f"{what[session.model.recipe.loss]} {figures['loss']:.5f}, of the noisy ones {figures['noisy']:.5f}"
-    if "validation" in figures:
-        line += f"; validation {figures['validation']:.2f} dB"
+        line += f"{what[session.model.recipe.loss]} {metrics['loss']:.5f}, of the noisy ones {metrics['noisy']:.5f}"
+    if "validation" in metrics:
+        line += f"; validation {metrics['validation']:.2f} dB"
     return f"{line}; {seconds:.0f} s"
 
 
 def plot(path, curve):
-    """Draws the figures of the epochs, those in dB below the others; the file appears whole or not at all."""
+    """Draws the metrics of the epochs, those in dB below the others; the file appears whole or not at all."""
     figure = need_figure()(figsize=(7, 6), layout="constrained")
     panels = [("training loss", "loss", "floor", "noisy"), ("dB", "validation")]
-    panels = [names for names in panels if any(name in figures for name in names for figures in curve)]
+    panels = [names for names in panels if any(name in metrics for name in names for metrics in curve)]
     for axes, names in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         for name in names:
-            points = [(epoch, figures[name]) for epoch, figures in enumerate(curve, 1) if name in figures]
+            points = [(epoch, metrics[name]) for epoch, metrics in enumerate(curve, 1) if name in metrics]
             if points:
                 axes.plot(*zip(*points, strict=True), marker=".", label=name)
         axes.set_ylabel("dB" if "dB" in names else "loss")
@@ -380,8 +381,9 @@ def plot(path, curve):
 
 
 def run(options):
-    checkpoint = options.out.with_name(options.out.name + ".checkpoint")
-    with process_group(options.device) as options.device:
+    checkpoint = checkpoint_path(options.out)
+    with process_group(options.device) as device:
+        options.device = device  # that of this process
         options.quiet = options.quiet or not is_first()
         check_files(options, checkpoint)
         with only_run(options.out) if is_first() else contextlib.nullcontext():
@@ -416,9 +418,9 @@ def train(options, checkpoint):
     started = load_model(options.start, options.device) if options.start is not None else None
     scale = Scale(options.range, started.value_ranges if started else {})
     pairs = open_sources(options.sources, options.max_megapixels, scale)
-    singles = isinstance(pairs, Singles)
+    singles = isinstance(pairs, NeighbourPairs)
     if not options.no_inspect and is_first():
-        look = look_at_singles if singles else warn
+        look = check_singles if singles else warn_of_findings
         look(pairs, options)
     learnt, held, unseen = held_out(squares(pairs), options.seed)
     if min(learnt.first.shape[2:]) < NARROW and is_first():
@@ -440,7 +442,7 @@ def train(options, checkpoint):
     floored = options.loss == "l2" and not singles
 
     def report(seconds):
-        session.curve.append(epoch_figures(session, held, floored, validation))
+        session.curve.append(epoch_metrics(session, held, floored, validation))
         if options.plot:
             plot(options.plot, session.curve)
         return in_words(session.curve[-1], session, unseen, seconds)
@@ -494,23 +496,23 @@ def length(options):
     return f"{options.minutes} minutes" if options.minutes else f"{options.epochs or 'default'} epochs"
 
 
-def warn(pairs, options):
+def warn_of_findings(pairs, options):
     """Prints what `inspect` finds; if quiet, only what is not fine."""
     findings = inspect_pairs(pairs, try_weights=False)
-    say([f for f in findings if f.verdict != FINE or not options.quiet], file=sys.stderr)
+    print_findings([f for f in findings if f.verdict != FINE or not options.quiet], file=sys.stderr)
     if not fit(findings):
         note = "" if options.loss == "l2" else f"; exposure and clipping matter less to --loss {options.loss}"
         print(f"warning: these pairs are not fit for Noise2Noise as they are; see BAD above{note}", file=sys.stderr)
 
 
-def look_at_singles(singles, options):
+def check_singles(singles, options):
     """Prints whether neighbouring pixels make pairs; ValueError if they do not."""
-    numbers = range(0, len(singles.names), -(-len(singles.names) // SINGLES_LOOKED_AT))
+    numbers = evenly_spaced(len(singles.names), SINGLES_LOOKED_AT)
     finding = on_single(map(singles.read, numbers))
     if finding.verdict == BAD:
         raise ValueError(f"{len(singles.names)} single pictures: {finding.text}")
     if not options.quiet:
-        say([finding], file=sys.stderr)
+        print_findings([finding], file=sys.stderr)
 
 
 def make_model(options, started, channels):
@@ -558,5 +560,5 @@ def learn(session, options, checkpoint, key, report):
             if due:
                 save_atomically(session.state_dict(key), checkpoint)
                 saved = time.monotonic()
-    if options.loss == "l2" and (warning := no_gain(share, session.model.noise.imbalance)):
+    if options.loss == "l2" and (warning := no_gain_message(share, session.model.noise.imbalance)):
         print(f"warning: {warning}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Commands around the model: data, trainings, experiments, tables. None of them is needed to train or predict."""
+"""Commands around the model: data, trainings, experiments, tables. `model.py` needs none of them."""
 
 import warnings
 

@@ -180,13 +180,13 @@ def draw_pairs(pictures, pairs, seed, draw=noisy_pairs):
 
     Returns the two images of each pair: uint8 (N, C, S, S) twice, 32 cells a side where `draw` says nothing else.
     """
-    jobs = _share(len(pictures), pairs, seed)
+    jobs = _spread_evenly(len(pictures), pairs, seed)
     with ThreadPoolExecutor(_processors()) as pool:
         parts = list(pool.map(lambda job: draw(pictures[job[0]], job[1], job[2]), jobs))
     return _shuffled(parts, seed)
 
 
-def _share(sources, pairs, seed):
+def _spread_evenly(sources, pairs, seed):
     """Spreads `pairs` evenly over the sources: (source, count, seed) for each that gets any, in random order."""
     order = torch.randperm(sources, generator=torch.Generator().manual_seed(seed)).tolist()
     counts = [pairs // sources + (rank < pairs % sources) for rank in range(sources)]
@@ -489,7 +489,7 @@ def from_photos(folder, pairs, validation, seed, progress=None):
         raise ValueError("training and validation share no photo, so together they need at least two photos; got 1")
 
     def data(files, draw, count, seed):
-        jobs = _share(len(files), count, seed)
+        jobs = _spread_evenly(len(files), count, seed)
         with ThreadPoolExecutor(PHOTO_THREADS) as pool:
             parts = pool.map(lambda job: draw(load_photo(files[job[0]]), *job[1:]), jobs)
             return _shuffled(list(_watched(parts, len(jobs), progress)), seed)
@@ -640,6 +640,11 @@ def check_writable(path):
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror or error}; choose another place") from error
+
+
+def checkpoint_path(out):
+    """Where the checkpoint of a training of these weights is."""
+    return out.with_name(out.name + ".checkpoint")
 
 
 def read_checkpoint(path):

@@ -380,7 +380,7 @@ def now_and_where():
 
 @torch.no_grad()
 def multiply_adds(network, device="cpu", side=32):
-    """Of one forward pass of an image of `side` x `side`."""
+    """Multiply-adds of one forward pass of an image of `side` x `side`."""
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, side, side, device=device))
     return counter.get_total_flops() // 2
@@ -470,8 +470,8 @@ def run_all(options, variants, run):
         row |= run(name, seed, photos, pairs, epochs, validation)
         append_result(options.out, row | now_and_where())
         done.add(job)
-        job = f"{name}, seed {seed}, {pairs} pairs, {epochs} epochs"
-        print(f"{job}: {row['single']:.3f} dB, {row['seconds']:.0f} s", flush=True)
+        title = f"{name}, seed {seed}, {pairs} pairs, {epochs} epochs"
+        print(f"{title}: {row['single']:.3f} dB, {row['seconds']:.0f} s", flush=True)
 
 
 def table(rows):

@@ -26,7 +26,7 @@ import torch
 if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from Miniproject_1.model import Model, Pairs, Recipe, Training, lr_factor
+from Miniproject_1.model import COURSE_PIXELS, Model, Pairs, Recipe, Training, lr_factor
 from Miniproject_1.others.data import (
     NOISES,
     check_writable,
@@ -138,7 +138,7 @@ def learn(model, inputs, targets):
     kind = Training if targets.isfinite().all() else MaskedTraining
     training = kind(model.network, model.recipe, model.seed)
     batches = torch.randperm(len(pairs), generator=training.generator).split(
-        model.recipe.batch_size * 32 * 32 // SIDE**2
+        model.recipe.batch_size * COURSE_PIXELS // SIDE**2
     )
     for index in batches:
         batch = pairs.batch(index, training.generator)

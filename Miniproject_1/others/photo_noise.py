@@ -224,7 +224,7 @@ class AddedNoise:
 
 
 def enlarged(noise, factor, top, left):
-    """Of (C, H, W), one corner, every value repeated over factor x factor pixels; `top` and `left` pixels are cut."""
+    """One corner of (C, H, W), each value repeated over factor x factor pixels; `top` and `left` pixels are cut."""
     height, width = noise.shape[1:]
     corner = noise[:, : -(-(height + top) // factor), : -(-(width + left) // factor)]
     return corner.repeat_interleave(factor, 1).repeat_interleave(factor, 2)[:, top : top + height, left : left + width]

@@ -42,6 +42,7 @@ from Miniproject_1.model import (
 from Miniproject_1.others.data import (
     CELLS,
     check_writable,
+    checkpoint_path,
     count,
     draw_pairs,
     load_photos,
@@ -192,7 +193,7 @@ def revive(network, images, seed, least=0.01):
 
 @torch.no_grad()
 def hidden_shares(network, images):
-    """Of each residual block, by name, the share of the pixels at which each of its hidden units is on."""
+    """{residual block: share of the pixels at which each of its hidden units is on}."""
     shares = {}
     hooks = [
         block.first.register_forward_hook(
@@ -217,7 +218,7 @@ def restart_units(block, which, equivariant):
 
 
 def seed_of(number, options):
-    """Of all that a round draws."""
+    """The seed of everything that a round draws."""
     return 1000 * options.seed + number
 
 
@@ -340,7 +341,7 @@ def resume(training, checkpoint, options):
 
 def train(options, validation):
     """Runs the rounds that are not done yet; after each, writes weights and checkpoint and prints a line."""
-    checkpoint = options.out.with_name(options.out.name + ".checkpoint")
+    checkpoint = checkpoint_path(options.out)
     for path in (options.out, checkpoint):
         check_writable(path)
     model = make_model(options)

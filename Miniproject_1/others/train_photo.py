@@ -62,6 +62,7 @@ from Miniproject_1.model import (
 )
 from Miniproject_1.others.data import (
     check_writable,
+    checkpoint_path,
     load_photo,
     photo_files,
     plain_errors,
@@ -275,7 +276,7 @@ def train(patches, settings, mixture, out, *, start=None, every=250, limit=None)
         start: path of weights to begin with; None: fresh ones.
         limit: stop after this step, to be resumed later; None: train to the end.
     """
-    checkpoint = out.with_name(out.name + ".checkpoint")
+    checkpoint = checkpoint_path(out)
     for path in (out, checkpoint):
         check_writable(path)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -93,7 +93,7 @@ def test_bands_cover_every_row_once(network):
     tiling = Tiling.of(Model(network, width=8).network)
     for height, border in itertools.product((1, 639, 640, 641, 1280, 5000), (0, 16, 32)):
         kept = torch.zeros(height, dtype=torch.int64)
-        for rows, keep, inside in denoise.bands(height, tiling, border):
+        for rows, keep, inside in denoise.row_strips(height, tiling, border):
             assert rows.stop - rows.start + 2 * border <= tiling.side and rows.start % 32 == 0
             assert rows.start == 0 or keep.start - rows.start >= tiling.margin
             kept[keep] += 1

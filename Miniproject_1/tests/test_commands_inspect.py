@@ -41,7 +41,7 @@ def pair(level=15, other_level=None, size=320, seed=0, down=0.0, right=0.0, chan
 
 
 def findings(a, b):
-    found = inspect.inspect_pairs(pairs.Stack(a, b), try_weights=False)
+    found = inspect.inspect_pairs(pairs.PairsInMemory(a, b), try_weights=False)
     return {finding.topic: finding for finding in found}, inspect.fit(found)
 
 
@@ -605,19 +605,19 @@ def test_names_of_either_unicode_form_are_paired(tmp_path):
 def test_exposure_is_not_told_from_a_few_pixels():
     for seed in range(5):
         first, second = (part[:, :, :4, :4] for part in pair(40, seed=seed))
-        assert inspect.on_exposure(pairs.Stack(first, second), 40).verdict == inspect.FINE
+        assert inspect.on_exposure(pairs.PairsInMemory(first, second), 40).verdict == inspect.FINE
 
 
 def test_a_white_balance_that_drifts_is_seen(tmp_path):
     first, second = pair(seed=1), pair(seed=2)
     shift = torch.tensor([4.0, 0, -4]).view(3, 1, 1)  # 0 in the mean over the channels
-    stack = pairs.Stack(torch.cat([first[0], second[0]]), torch.cat([first[1] + shift, second[1] - shift]))
+    stack = pairs.PairsInMemory(torch.cat([first[0], second[0]]), torch.cat([first[1] + shift, second[1] - shift]))
     finding = inspect.on_exposure(stack, 25)
     assert finding.verdict != inspect.FINE and finding.values["drift"] == pytest.approx(4, abs=0.5)
     assert finding.values["mean"] == pytest.approx(0, abs=0.5)
 
 
 def test_no_more_squares_than_asked_for():
-    several = pairs.Stack(*torch.arange(700.0).view(1, 700, 1, 1, 1).expand(2, 700, 1, 32, 32))
-    squares = pairs.blocks(several, 16, 1024)[0]
+    several = pairs.PairsInMemory(*torch.arange(700.0).view(1, 700, 1, 1, 1).expand(2, 700, 1, 32, 32))
+    squares = pairs.random_squares(several, 16, 1024)[0]
     assert len(squares) == 1024 and len(squares[:, 0, 0, 0].unique()) == 700  # some of each pair

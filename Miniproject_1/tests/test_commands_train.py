@@ -159,12 +159,12 @@ def test_one_run_at_a_time_trains_the_same_weights(files, capsys):
 
 def test_large_tensors_are_cut_into_squares_too():
     """Or few of them would leave nothing to be held out."""
-    large = pairs.Stack(*torch.rand(2, 3, 1, 300, 260))
+    large = pairs.PairsInMemory(*torch.rand(2, 3, 1, 300, 260))
     cut = train.squares(large)
     assert len(cut) == 3 * 9 and cut.first.shape[2:] == (128, 128)
     assert torch.equal(cut.first[8], large.first[0, :, 172:, 132:]) and cut.places[8].tolist() == [0, 172, 132]
     assert train.held_out(cut, 0)[2]
-    small = pairs.Stack(*torch.rand(2, 3, 1, 128, 100))
+    small = pairs.PairsInMemory(*torch.rand(2, 3, 1, 128, 100))
     assert train.squares(small) is small
 
 
@@ -247,7 +247,7 @@ def test_minutes_become_steps(monkeypatch):
     """By a clock on which every step takes a tenth of a second."""
     now = itertools.count()
     monkeypatch.setattr(train.time, "monotonic", lambda: next(now) / 10)
-    stack = pairs.Stack(*(part.round().byte() for part in data()[1:]))
+    stack = pairs.PairsInMemory(*(part.round().byte() for part in data()[1:]))
     fresh, run = (train.Session(Model(width=8), stack, 0) for _ in range(2))
     run.plan_minutes(0.5)
     assert run.steps == 300 - train.TIMED
@@ -320,7 +320,7 @@ def test_the_held_out_loss_is_of_the_images_that_are_learnt_from(both, reached):
     clean, _, _ = data(30, 32)
     generator = torch.Generator().manual_seed(5)
     first, second = (clean + level * torch.randn(clean.shape, generator=generator) for level in (5, 25))
-    held = pairs.Stack(first.clamp(0, 255), second.clamp(0, 255))
+    held = pairs.PairsInMemory(first.clamp(0, 255), second.clamp(0, 255))
     loss, noisy = train.held_out_loss(Model(width=8), held, both)
     assert noisy / 2 == pytest.approx((5**2 + 25**2) / 2 / 255**2, rel=0.03)
     floor = noisy / 2 if both else 25**2 / 255**2
@@ -395,7 +395,7 @@ def test_a_folder_is_either_of_scenes_or_of_single_pictures(tmp_path):
         pairs.open_sources([tmp_path])
     (tmp_path / "one" / "1.png").rename(tmp_path / "1.png")
     opened = pairs.open_sources([tmp_path])
-    assert isinstance(opened, pairs.Singles) and opened.names == ["1.png", "2.png"]
+    assert isinstance(opened, pairs.NeighbourPairs) and opened.names == ["1.png", "2.png"]
 
 
 def test_arrays_have_versions_too(tmp_path):
@@ -405,7 +405,7 @@ def test_arrays_have_versions_too(tmp_path):
     opened = pairs.open_sources([tmp_path / f"{name}.npy" for name in "abc"])
     assert values(opened) == [(97, 98)] * 2 + [(98, 99)] * 2 + [(99, 97)] * 2
     assert opened.places[:, 0].tolist() == [0, 1] * 3
-    assert isinstance(pairs.open_sources([tmp_path / "a.npy"]), pairs.Singles)
+    assert isinstance(pairs.open_sources([tmp_path / "a.npy"]), pairs.NeighbourPairs)
     numpy.save(tmp_path / "c.npy", numpy.full((2, 9, 7), 1.0))
     with pytest.raises(ValueError, match="one type of values; got uint8 and float64"):
         pairs.open_sources([tmp_path / f"{name}.npy" for name in "abc"])
@@ -452,7 +452,7 @@ def test_the_ring_is_trained_on(tmp_path, capsys):
 
 def test_neighbours_of_a_cell_make_a_pair():
     image = torch.arange(3 * 8 * 7.0).view(1, 3, 8, 7)
-    singles = pairs.Singles(["one"], lambda number: image)
+    singles = pairs.NeighbourPairs(["one"], lambda number: image)
     assert len(singles) == pairs.DRAWS and singles.scenes == [0] * pairs.DRAWS
     seen = set()
     for number in range(len(singles)):
@@ -466,7 +466,7 @@ def test_neighbours_of_a_cell_make_a_pair():
         seen |= {frozenset(pair) for pair in zip(first.flatten().tolist(), second.flatten().tolist(), strict=True)}
     assert len(seen) == 3 * 4 * 3 * 4  # the four pairs of each cell, one in each draw
     with pytest.raises(ValueError, match="at least 2 pixels a side; thin is not"):
-        pairs.Singles(["thin"], lambda number: image[:, :, :1]).pair(0)
+        pairs.NeighbourPairs(["thin"], lambda number: image[:, :, :1]).pair(0)
 
 
 def single_pictures(folder, noise, count=8, size=192):
@@ -612,7 +612,7 @@ def test_the_size_of_a_single_picture_is_that_of_its_file(tmp_path):
     sizes = ((1, 3, 130, 130), (1, 3, 64, 300))
     images = [torch.rand(size, generator=torch.Generator().manual_seed(1)) for size in sizes]
     with pytest.raises(ValueError, match=r"small\.png has 300 x 64 pixels .* at least 130 pixels a side"):
-        train.squares(pairs.Singles(["large.png", "small.png"], images.__getitem__))
+        train.squares(pairs.NeighbourPairs(["large.png", "small.png"], images.__getitem__))
 
 
 def test_values_above_white_do_not_wrap_around():

@@ -1111,9 +1111,9 @@ def test_a_training_in_vain_gives_a_warning(loss):
 
 def test_noisy_targets_hide_what_a_training_has_gained():
     """Of targets with a hundred times the noise, half of the noise removed leaves 99.5 %."""
-    assert project.no_gain(0.995, 0.0) and not project.no_gain(0.995, -99 / 101)
-    assert project.no_gain(0.98, 1.0) == "" and project.no_gain(0.985, 1.0)
-    assert project.no_gain(1.001, -1.3)  # an estimate may be out of range
+    assert project.no_gain_message(0.995, 0.0) and not project.no_gain_message(0.995, -99 / 101)
+    assert project.no_gain_message(0.98, 1.0) == "" and project.no_gain_message(0.985, 1.0)
+    assert project.no_gain_message(1.001, -1.3)  # an estimate may be out of range
 
 
 def test_the_middle_of_large_images_tells_what_a_training_has_gained():

@@ -1,1 +1,1 @@
-"""Commands around model.py: benchmark, rounding, train_best."""
+"""Commands around model.py: benchmark, experiments, rounding, train_best."""

@@ -64,7 +64,7 @@ def make_model(variant, seed):
 
 
 def multiply_adds(network, side=32):
-    """Of one forward pass of an image of `side` x `side`: a convolution uses all its weights at each position."""
+    """Multiply-adds of one forward pass, `side` x `side`: a convolution uses all its weights at each position."""
     total, maps = 0, torch.zeros(1, network.architecture.in_channels, side, side)
     for block in network.leaves():
         image, maps = maps, block.apply(maps)

@@ -22,7 +22,16 @@ import time
 import torch
 
 from Miniproject_1.model import save_atomically
-from Miniproject_1.others.data import check_writable, load_photos, plain_errors, positive, read_pairs, share, some_path
+from Miniproject_1.others.data import (
+    check_writable,
+    checkpoint_path,
+    load_photos,
+    plain_errors,
+    positive,
+    read_pairs,
+    share,
+    some_path,
+)
 from Miniproject_1.others.train_best import (
     check_loss,
     checkpoint_of,
@@ -100,7 +109,7 @@ def write_averaged(model, training, path):
 
 def train(options, validation):
     """Runs the rounds that are not done yet; after each, writes weights and checkpoint and prints a line."""
-    checkpoint = options.out.with_name(options.out.name + ".checkpoint")
+    checkpoint = checkpoint_path(options.out)
     for path in (options.out, checkpoint):
         check_writable(path)
     recipe = Recipe(batch_size=options.batch_size, lr=options.lr, swap_pixels=exchangeable(options))

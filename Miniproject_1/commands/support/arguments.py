@@ -35,7 +35,7 @@ def add_range(parser, more):
     )
 
 
-def add_limit(parser):
+def add_max_megapixels(parser):
     parser.add_argument(
         "--max-megapixels",
         type=megapixels,

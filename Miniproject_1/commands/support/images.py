@@ -52,20 +52,21 @@ TURNS = {  # EXIF orientation -> (transpose, flipped axes) that turn a picture u
     7: (True, (0, 1)),
     8: (True, (0,)),
 }
+NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, IMAGE_DESCRIPTION, SUB_DIRECTORIES = 254, 258, 270, 330
+ICC_PROFILE, DNG_VERSION = 34675, 50706
 # what a TIFF says about a picture rather than about its own layout: description, camera, software, date, artist,
 # computer, copyright, EXIF, GPS
-DESCRIPTIVE = (270, 271, 272, 305, 306, 315, 316, 33432, EXIF_IFD, GPS_IFD)
+DESCRIPTIVE = (IMAGE_DESCRIPTION, 271, 272, 305, 306, 315, 316, 33432, EXIF_IFD, GPS_IFD)
 LOST_EXIF = "of its EXIF only description, camera, date, artist and copyright are kept"
 EXTRA_CHANNEL = "a channel that is neither colour nor transparency is left out"
 EXTRA_SAMPLES = 338  # the TIFF tag that says what channels beyond the colours are: each 0, 1 or 2
-NEW_SUBFILE_TYPE, IMAGE_DESCRIPTION, SUB_DIRECTORIES, DNG_VERSION = 254, 270, 330, 50706
 PLANAR_CONFIGURATION, SAMPLE_FORMAT, IN_PLANES, SIGNED = 284, 339, 2, 2
 UNKNOWN, PREMULTIPLIED = 0, 1
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
 XMP, XMP_TEXT = 700, "XML:com.adobe.xmp"  # the TIFF tag and the PNG text that hold it
 LOST_TAGS = {33723: "IPTC", 34377: "Photoshop's data", 34735: "GeoTIFF", 50839: "ImageJ's data"}
 LOST_INFO = {"photoshop": "IPTC and Photoshop's data", "comment": "its comment"}  # Pillow's names in a JPEG
-LOOKED_AT = {*DESCRIPTIVE, *LOST_TAGS, ORIENTATION, 34675, XMP, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT}
+TAGS_READ = {*DESCRIPTIVE, *LOST_TAGS, ORIENTATION, ICC_PROFILE, XMP, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT}
 LOW_BITS = {"L;2": 85, "L;4": 17}  # greys of 2 and 4 bits in a PNG, in Pillow's words, and their factor to 8 bits
 USUAL_GAMMA = 0.45455  # of PNGs; losing any other one shifts the colours
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # the TIFF tag that says what values mean, and one of its values
@@ -421,7 +422,7 @@ def pillow_reads_tiff(file):
         return False
     if image.n_frames == 1:
         refuse_more_than_shown(image.tag_v2)
-    bits, kinds = image.tag_v2.get(258, (1,)), image.tag_v2.get(SAMPLE_FORMAT, (1,))
+    bits, kinds = image.tag_v2.get(BITS_PER_SAMPLE, (1,)), image.tag_v2.get(SAMPLE_FORMAT, (1,))
     if max(bits) <= 8:
         loses_alpha = image.mode == "CMYK" and EXTRA_SAMPLES in image.tag_v2
         return SIGNED not in kinds and not loses_alpha
@@ -581,7 +582,7 @@ def other_order(name):
 
 
 def decode_with_tifffile(file, max_megapixels):
-    """Decodes a TIFF of one page that Pillow does not: floating, or 16 bits in planes."""
+    """Decodes a TIFF of one page that Pillow does not: floating, 16 bits in planes, CMYK with alpha."""
     file.seek(0)
     with need_tifffile().TiffFile(file) as tiff:
         if len(tiff.pages) > 1:
@@ -613,8 +614,8 @@ def decode_page(page, file, max_megapixels):
         pixels = numpy.moveaxis(pixels, 0, 2)
     pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
     extra = [int(kind) for kind in page.extrasamples]
-    tags = {tag.code: tag.value for tag in page.tags if tag.code in LOOKED_AT}
-    dpi = page.get_resolution("inch") if 282 in page.tags and page.resolutionunit != 1 else None
+    tags = {tag.code: tag.value for tag in page.tags if tag.code in TAGS_READ}
+    dpi = page.get_resolution("inch") if X_RESOLUTION in page.tags and page.resolutionunit != 1 else None
     orientation = int(tags.get(ORIENTATION, 1))
     encoding = {"inverted": page.photometric == 0, "planes": in_planes, "scale": pixels_per_unit(tags)}
     exif, notes = need_pillow().Exif(), not_kept(tags)
@@ -636,7 +637,7 @@ def decode_page(page, file, max_megapixels):
     if orientation in (5, 6, 7, 8) and dpi:
         dpi = dpi[::-1]
     return Picture(
-        pixels, space, alpha, (0, 65535), exif, tags.get(34675), dpi, upright_xmp(tags.get(XMP)), encoding, notes
+        pixels, space, alpha, (0, 65535), exif, tags.get(ICC_PROFILE), dpi, upright_xmp(tags.get(XMP)), encoding, notes
     )
 
 

@@ -1,6 +1,7 @@
 """Pairs of images for `inspect`, `train` and `evaluate`: two pictures, two folders, a .pkl, two arrays or stacks.
 
 `train` also takes more than two versions of each scene, and single pictures, whose neighbouring pixels make a pair.
+All kinds of pairs have `len(pairs)`, `pair(number)`, `name(number)` and `scenes`.
 
 Shapes: N pairs, C channels, H x W pixels. Values are returned in [0, 255], scaled by one range for all files; see
 `Scale`.
@@ -139,7 +140,7 @@ class Scale:
             )
 
 
-class Stack:
+class PairsInMemory:
     """Pairs of one size, in memory: two tensors (N, C, H, W) of any real dtype in [0, 255].
 
     `places` (N, 3): for each pair its scene and its top and left there; by default each is a scene.
@@ -157,7 +158,7 @@ class Stack:
         return len(self.first)
 
     def __getitem__(self, index):
-        return Stack(self.first[index], self.second[index], self.places[index])
+        return PairsInMemory(self.first[index], self.second[index], self.places[index])
 
     @property
     def scenes(self):
@@ -171,7 +172,7 @@ class Stack:
         return tuple(images[number : number + 1].float() for images in (self.first, self.second))
 
 
-class Files:
+class PairsOnDisk:
     """Pairs of picture files, read when they are asked for.
 
     Args:
@@ -234,12 +235,12 @@ class Reader:
 
     def _some(self, files):
         """Yields (type, range) of up to RANGED of the files."""
-        for path in files[:: -(-len(files) // RANGED)]:
+        for path in files[:: evenly_spaced(len(files), RANGED).step]:
             picture = read_picture(path, self.max_megapixels)
             yield picture.pixels.dtype, picture.value_range
 
 
-class Singles:
+class NeighbourPairs:
     """Single noisy pictures as pairs: one pixel of each 2 x 2 cell goes into the first image, a neighbour of it
     into the second (T. Huang et al., "Neighbor2Neighbor", CVPR 2021). `read(number)` gives (1, C, H, W) in [0, 255].
 
@@ -303,7 +304,7 @@ def open_sources(paths, max_megapixels=DEFAULT_MEGAPIXELS, scale=None, clean=Fal
     if any(path.is_dir() != first.is_dir() for path in others):
         raise ValueError(f"versions are all files or all folders; got {' and '.join(map(str, paths))}")
     if not others and first.suffix.lower() in TENSORS:
-        return Stack(*read_tensors(first, scale))
+        return PairsInMemory(*read_tensors(first, scale))
     if any(path.suffix.lower() in TENSORS for path in paths):
         raise ValueError("a .pkl holds both versions and is given alone; got " + " and ".join(map(str, paths)))
     if all(path.suffix.lower() == ".npy" for path in paths):
@@ -315,18 +316,18 @@ def open_sources(paths, max_megapixels=DEFAULT_MEGAPIXELS, scale=None, clean=Fal
     deciding = [path for versions in scenes.values() for path in (versions[-1:] if clean else versions)]
     read = Reader([path for versions in scenes.values() for path in versions], deciding, max_megapixels, scale)
     if len(next(iter(scenes.values()))) > 1:
-        return Files(scenes, read)
-    return Singles(list(scenes), lambda number: read(deciding[number]).values())
+        return PairsOnDisk(scenes, read)
+    return NeighbourPairs(list(scenes), lambda number: read(deciding[number]).values())
 
 
 def in_memory(versions):
-    """Pairs of tensors (N, C, H, W) in [0, 255], each another version of the same scenes; of one alone: `Singles`."""
+    """Pairs of tensors (N, C, H, W) in [0, 255], each another version of the same scenes, or of one's neighbours."""
     if len(versions) < 2:
-        return Singles(list(map(str, range(len(versions[0])))), lambda number: versions[0][number, None].float())
-    stacks = [Stack(*pair) for pair in ring(versions)]
+        return NeighbourPairs(list(map(str, range(len(versions[0])))), lambda number: versions[0][number, None].float())
+    stacks = [PairsInMemory(*pair) for pair in ring(versions)]
     if len(stacks) == 1:
         return stacks[0]
-    return Stack(*(torch.cat([getattr(s, name) for s in stacks]) for name in ("first", "second", "places")))
+    return PairsInMemory(*(torch.cat([getattr(s, name) for s in stacks]) for name in ("first", "second", "places")))
 
 
 def files_of_scenes(paths):
@@ -512,7 +513,12 @@ def scaled(arrays, scale, clean=False):
     return [to_255(torch.from_numpy(part.astype("float32")), common) for part in arrays]
 
 
-def blocks(pairs, side, count, overlap=1, seed=0):
+def evenly_spaced(count, most):
+    """At most so many of the numbers below `count`, evenly spaced: a range."""
+    return range(0, count, max(1, -(-count // most)))
+
+
+def random_squares(pairs, side, count, overlap=1, seed=0):
     """Up to `count` random squares of up to `side` pixels a side from the pairs, spread evenly over them.
 
     Returns two float32 (M, C, s, s), of images with as many channels as the first; s is less than `side` if that
@@ -526,13 +532,13 @@ def blocks(pairs, side, count, overlap=1, seed=0):
         first, second = pairs.pair(number)
         share = count * (turn + 1) // len(chosen) - count * turn // len(chosen)
         if first.shape[1] == channels:
-            for top, left in places(*first.shape[2:], side, share, overlap, generator):
+            for top, left in random_corners(*first.shape[2:], side, share, overlap, generator):
                 square = (..., slice(top, top + side), slice(left, left + side))
                 result.append((first[square].clone(), second[square].clone()))
     return tuple(torch.cat(part) for part in zip(*result, strict=True))
 
 
-def places(height, width, side, count, overlap, generator):
+def random_corners(height, width, side, count, overlap, generator):
     """Corners of up to `count` different squares of a grid, in random order."""
     step = max(1, side // overlap)
     rows, columns = (max(0, (size - side) // step + 1) for size in (height, width))
