@@ -25,6 +25,7 @@ al., "Seven ways to improve example-based single image super resolution", CVPR 2
 """
 
 import contextlib
+import contextvars
 import errno
 import functools
 import inspect
@@ -32,7 +33,6 @@ import math
 import operator
 import os
 import secrets
-import threading
 import warnings
 import zipfile
 from dataclasses import asdict, dataclass, replace
@@ -146,9 +146,11 @@ AGREEING = 0.97  # ... and correlate by less than this
 DISPLACED = 0.025  # images are displaced if that explains more than this share (`displaced_share`; stripes: 0.02) ...
 TOO_FAR = 0.3  # ... and by more than so many pixels
 CONTRAST = 0.05  # see `contrast_difference`
+REORIENTED = 0.05  # share of the squared difference that another view must save, by four standard errors
+CONTAINED = 0.95  # imbalance of the noise, by two standard errors, from which one image's noise lies in the other's
 NO_GAIN = 0.99  # of the squared error, for equally noisy images: if more is left, a training has been in vain
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
-GLOBAL_SEED_LOCK = threading.Lock()  # for code that seeds torch's global generator
+INITIAL = contextvars.ContextVar("generator of initial weights", default=None)  # None: torch's global one
 
 
 # ---------------------------------------------------------------------------------------------- symmetries
@@ -243,10 +245,26 @@ class Symmetrise(torch.autograd.Function):
 # ---------------------------------------------------------------------------------------------- layers
 
 
+@contextlib.contextmanager
+def initial_weights_from(generator):
+    """Lets our layers draw their initial weights from a generator meanwhile, in this thread alone."""
+    token = INITIAL.set(generator)
+    try:
+        yield
+    finally:
+        INITIAL.reset(token)
+
+
 class Symmetric:
     """A convolution that can be made equivariant to D4: it then symmetrises its parameters whenever it uses them."""
 
     equivariant = False
+
+    def reset_parameters(self):
+        """torch's own initialisation, from the generator of `initial_weights_from`."""
+        bound = 1 / math.sqrt(self.weight[0].numel())
+        for parameter in (self.weight, self.bias):
+            nn.init.uniform_(parameter, -bound, bound, generator=INITIAL.get())
 
     @torch.no_grad()
     def make_equivariant(self, out_group=8, in_group=8):
@@ -299,7 +317,7 @@ def up_conv(in_channels, out_channels):
 
 
 def he_initialised(layer, slope=0.0):
-    nn.init.kaiming_normal_(layer.weight, slope)
+    nn.init.kaiming_normal_(layer.weight, slope, generator=INITIAL.get())
     nn.init.zeros_(layer.bias)
     return layer
 
@@ -772,7 +790,8 @@ def sampled_positions(size, count=16, width=16):
     """The places along an axis that are looked at: all, or so many evenly spaced bands: a corner may be black."""
     if size <= count * width:
         return torch.arange(size, device="cpu")
-    starts = torch.arange(count, device="cpu") * (size - width) // (count - 1)
+    starts = torch.arange(count // 2, device="cpu") * (size - width) // (count - 1)
+    starts = torch.cat([starts, size - width - starts.flip(0)])  # mirrored, they are the same
     return (starts[:, None] + torch.arange(width, device="cpu")).flatten()
 
 
@@ -807,6 +826,11 @@ def line_products(blocks, axis):
 def mismatch(noisy_a, noisy_b):
     """What speaks against pairs (N, C, H, W) in [0, 255] being two noisy versions of the same images, or ''."""
     a, b = subsample(noisy_a), subsample(noisy_b.to(noisy_a.device))
+    if found := reorientation(a, b):
+        return (
+            f"noisy_b seems to be {found[0]}: with that undone, its squared difference from noisy_a is {found[1]:.0%} "
+            "smaller. The model learns a mixture of both views"
+        )
     share, agreement = coarse_difference(a, b)
     if share > COARSE and agreement < AGREEING:
         return (
@@ -827,6 +851,27 @@ def mismatch(noisy_a, noisy_b):
             "both to the same exposure first"
         )
     return ""
+
+
+def reorientation(a, b):
+    """Whether b (N, C, H, W) seems to be mirrored, turned, or reversed in its channels: (what, gain), or None.
+
+    All symmetries of the square are tried, with both orders of the channels: none brings the b of right pairs closer to
+    a. The gain is the share of the squared difference that is gone when `what` is undone.
+    """
+    a, b = (images[:: -(-len(images) // VIEWED)] for images in (a, b))
+    as_given, found = blocks((a - b).square()).mean((1, 2, 3)), []
+    for element in D4[: 8 if a.shape[2] == a.shape[3] else 4]:
+        for reverse in (False, True) if a.shape[1] == 3 else (False,):
+            left = blocks((a - to_view(b, element, False, reverse)).square()).mean((1, 2, 3))
+            gain, error = ratio_with_error(as_given - left, as_given)
+            found.append((gain - 4 * error, gain, element, reverse))
+    least, gain, element, reverse = max(found)
+    share, agreement = coarse_difference(a, to_view(b, element, False, reverse))
+    if least < REORIENTED or (share > COARSE and agreement < AGREEING):
+        return None
+    what = ["mirrored or turned"] * (element != D4[0]) + ["reversed in its channels"] * reverse
+    return " and ".join(what), gain
 
 
 def coarse_means(images, side=8):
@@ -1225,8 +1270,10 @@ def check_images(images, in_channels, name):
     if images.dtype == torch.bool or images.is_complex():
         raise TypeError(f"{name} must hold real numbers in [0, 255], uint8 or floating; got {images.dtype}")
     if images.ndim != 4:
+        missing = "None, None" if images.ndim == 2 else "None"
         raise ValueError(
-            f"{name} must have shape (N, C, H, W); got {tuple(images.shape)}. Add a batch dimension with images[None]"
+            f"{name} must have shape (N, C, H, W); got {tuple(images.shape)}. Add a batch dimension with images"
+            f"[{missing}]"
         )
     if images.shape[1] != in_channels:
         raise ValueError(
@@ -1257,23 +1304,31 @@ def number_of_epochs(epochs, num_epochs):
 
 
 def out_of_scale(images):
-    """Whether values are about [0, 1], far above 255, or around 0: a quarter of them at -20 or below."""
+    """Whether values seem to be of another scale than [0, 255]: networks know noise by its strength.
+
+    Fractions up to 16, such as metres or [0, 1]; a quarter of all values at -20 or below; means over 4 x 4 pixels of
+    275 or more in a quarter of all places; more than one value in 10,000 above 510, or one above 2550.
+    """
     if images.dtype == torch.uint8:
         return False
     values = images.float()
-    high = values.max()
-    if (images.is_floating_point() and values.abs().mean() <= 1 and 0 < high <= 4) or high > 2 * 255:
+    high = values.max().item()
+    if images.is_floating_point() and 0 < high <= 16 and (high <= 1 or not values.equal(values.round())):
         return True
-    return bool((values <= -20).float().mean() > 0.25)
+    if high > 10 * 255:
+        return True
+    bright = coarse_means(values, min(4, *images.shape[2:])) >= 275
+    found = (values <= -20, 0.25), (bright, 0.25), (values > 2 * 255, 1e-4)
+    return any(where.float().mean().item() > share for where, share in found)
 
 
 def warn_of_range(images):
-    """Warns of values that are not in [0, 255]: another scale means another strength of the noise."""
+    """Warns of values that are not in [0, 255]."""
     if out_of_scale(images):
         low, high = images.float().min().item(), images.float().max().item()  # uint16 has no min
         warnings.warn(
-            f"values must be in [0, 255], but these images have [{low:g}, {high:g}]: scale them first, for example by "
-            "images * 255 for [0, 1], images * (255 / 65535) for 16 bits or images + 128 for values around 0",
+            f"values must be in [0, 255], but these images have [{low:g}, {high:g}]: scale them first, by images * 255 "
+            "for [0, 1], (images - black) * 255 / (white - black) for other ranges, images + 128 for values around 0",
             stacklevel=4,
         )
 
@@ -1321,6 +1376,17 @@ def no_gain_message(share, imbalance):
     )
 
 
+def warn_of_contained_noise(noise):
+    """Noise of one image that the other one has as well cannot be learnt, or is kept."""
+    if abs(noise.imbalance) - 2 * noise.error("imbalance") > CONTAINED:
+        less, more = ("noisy_a", "noisy_b") if noise.imbalance < 0 else ("noisy_b", "noisy_a")
+        warnings.warn(
+            f"{less} has hardly any noise that {more} lacks: it is clean, or {more} was made from it by adding noise, "
+            f"and then the noise of {less} stays. The two images of a pair need independent noise",
+            stacklevel=4,
+        )
+
+
 def warn_of_offset(noise):
     """An image that is brighter than its partner teaches the partner's brightness; see `Model.train`."""
     if abs(noise.offset) > 0.1 + 4 * noise.error("offset"):
@@ -1337,14 +1403,14 @@ def check_views(numbers, views):
         return None
     if numbers[:1] != [0] or not set(numbers) <= set(range(len(views))) or len(set(numbers)) < len(numbers):
         raise ValueError(f"views must be None or different numbers below {len(views)}, 0 the first; got {numbers}")
-    return numbers
+    return [operator.index(number) for number in numbers]
 
 
 def check_ranges(ranges):
     """The value ranges from a weights file; ValueError if they are none."""
     if not all(isinstance(kind, str) and -math.inf < low < high < math.inf for kind, (low, high) in ranges.items()):
         raise ValueError(f"value_ranges must be (low, high) of each type; got {ranges}")
-    return {kind: (low, high) for kind, (low, high) in ranges.items()}
+    return {kind: (float(low), float(high)) for kind, (low, high) in ranges.items()}
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -1361,6 +1427,8 @@ def save_atomically(content, path):
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise OSError(errno.EINVAL, "it is a device or a pipe, not a file")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is write-protected")
         with open(temporary, "xb") as file:
             if os.name == "posix" and path.exists():
                 os.chmod(temporary, path.stat().st_mode & 0o777)
@@ -1488,9 +1556,7 @@ class Model:
         self.pairs_seen, self.noise, self.chosen_views, self.value_ranges = 0, None, None, {}
         self.name, self.in_channels = network, whole_number(in_channels, "in_channels", 1)
         self.sizes = all_sizes(NETWORKS[network], sizes)
-        # The caller's random state stays as it is; two threads at once would swap theirs.
-        with GLOBAL_SEED_LOCK, torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(self.seed)
+        with initial_weights_from(torch.Generator("cpu").manual_seed(self.seed)), torch.device("cpu"):
             network = NETWORKS[network](self.in_channels, **self.sizes)
         self.network = network.to(self.device, torch.float32)
 
@@ -1501,19 +1567,21 @@ class Model:
     def save(self, path):
         """Writes the weights and what rebuilds the network, as plain tensors and data; whole or not at all.
 
-        Raises ValueError for weights that are not finite, OSError where nothing can be written.
+        Raises ValueError for weights that are not finite, or attributes that `load` would refuse, OSError where nothing
+        can be written.
         """
         network = getattr(self.network, "_orig_mod", self.network)  # torch.compile wraps it
         check_finite(network.state_dict().values())
+        chosen = None if self.chosen_views is None else list(self.chosen_views)
         content = {
             "format": FORMAT,
             "network": self.name,
             "in_channels": self.in_channels,
             "sizes": self.sizes,
-            "pairs_seen": self.pairs_seen,
+            "pairs_seen": whole_number(self.pairs_seen, "pairs_seen", 0),
             "noise": self.noise and asdict(self.noise),
-            "views": self.chosen_views,
-            "value_ranges": self.value_ranges,
+            "views": check_views(chosen, self.every_view()),
+            "value_ranges": check_ranges(self.value_ranges),
             "weights": {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()},
         }
         save_atomically(content, path)
@@ -1586,6 +1654,7 @@ class Model:
         recipe = self.recipe_for(noisy_a, noisy_b)
         if recipe.loss == "l2":  # a median or a mode may agree where means differ
             warn_of_offset(self.noise)
+            warn_of_contained_noise(self.noise)
         pairs = Pairs(noisy_a, noisy_b, self.device)
         training = Training(self.network, recipe, self.seed + self.pairs_seen, self.precision)
         epochs = max(epochs, least_epochs(pairs, recipe, self.pairs_seen))

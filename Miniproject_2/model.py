@@ -139,6 +139,8 @@ AGREEING = 0.97  # ... and correlate by less than this
 DISPLACED = 0.025  # images are displaced if that explains more than this share (`displaced_share`; stripes: 0.02) ...
 TOO_FAR = 0.3  # ... and by more than so many pixels
 CONTRAST = 0.05  # see `contrast_difference`
+REORIENTED = 0.05  # share of the squared difference that another view must save, by four standard errors
+CONTAINED = 0.95  # imbalance of the noise, by two standard errors, from which one image's noise lies in the other's
 NO_GAIN = 0.99  # of the squared error, for equally noisy images: if more is left, a training has been in vain
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 
@@ -1415,7 +1417,8 @@ def sampled_positions(size, count=16, width=16):
     """The places along an axis that are looked at: all, or so many evenly spaced bands: a corner may be black."""
     if size <= count * width:
         return arange(size, device="cpu")
-    starts = arange(count, device="cpu") * (size - width) // (count - 1)
+    starts = arange(count // 2, device="cpu") * (size - width) // (count - 1)
+    starts = cat([starts, size - width - starts.flip(0)])  # mirrored, they are the same
     return (starts[:, None] + arange(width, device="cpu")).flatten()
 
 
@@ -1450,6 +1453,11 @@ def line_products(blocks, axis):
 def mismatch(noisy_a, noisy_b):
     """What speaks against pairs (N, C, H, W) in [0, 255] being two noisy versions of the same images, or ''."""
     a, b = subsample(noisy_a), subsample(noisy_b.to(noisy_a.device))
+    if found := reorientation(a, b):
+        return (
+            f"noisy_b seems to be {found[0]}: with that undone, its squared difference from noisy_a is {found[1]:.0%} "
+            "smaller. The model learns a mixture of both views"
+        )
     share, agreement = coarse_difference(a, b)
     if share > COARSE and agreement < AGREEING:
         return (
@@ -1470,6 +1478,27 @@ def mismatch(noisy_a, noisy_b):
             "both to the same exposure first"
         )
     return ""
+
+
+def reorientation(a, b):
+    """Whether b (N, C, H, W) seems to be mirrored, turned, or reversed in its channels: (what, gain), or None.
+
+    All symmetries of the square are tried, with both orders of the channels: none brings the b of right pairs closer to
+    a. The gain is the share of the squared difference that is gone when `what` is undone.
+    """
+    a, b = (images[:: -(-len(images) // VIEWED)] for images in (a, b))
+    as_given, found = blocks((a - b).square()).mean((1, 2, 3)), []
+    for element in D4[: 8 if a.shape[2] == a.shape[3] else 4]:
+        for reverse in (False, True) if a.shape[1] == 3 else (False,):
+            left = blocks((a - to_view(b, element, False, reverse)).square()).mean((1, 2, 3))
+            gain, error = ratio_with_error(as_given - left, as_given)
+            found.append((gain - 4 * error, gain, element, reverse))
+    least, gain, element, reverse = max(found)
+    share, agreement = coarse_difference(a, to_view(b, element, False, reverse))
+    if least < REORIENTED or (share > COARSE and agreement < AGREEING):
+        return None
+    what = ["mirrored or turned"] * (element != D4[0]) + ["reversed in its channels"] * reverse
+    return " and ".join(what), gain
 
 
 def coarse_means(images, side=8):
@@ -1686,8 +1715,10 @@ def check_images(images, in_channels, name):
     if str(images.dtype) == "torch.bool" or images.is_complex():
         raise TypeError(f"{name} must hold real numbers in [0, 255], uint8 or floating; got {images.dtype}")
     if images.ndim != 4:
+        missing = "None, None" if images.ndim == 2 else "None"
         raise ValueError(
-            f"{name} must have shape (N, C, H, W); got {tuple(images.shape)}. Add a batch dimension with images[None]"
+            f"{name} must have shape (N, C, H, W); got {tuple(images.shape)}. Add a batch dimension with images"
+            f"[{missing}]"
         )
     if images.shape[1] != in_channels:
         raise ValueError(
@@ -1717,17 +1748,32 @@ def number_of_epochs(epochs, num_epochs):
     return whole_number(epochs if num_epochs is None else num_epochs, "epochs", 1)
 
 
-def warn_of_range(images):
-    """Values about [0, 1], far above 255 or around 0 are of another scale; networks know noise by its strength."""
+def out_of_scale(images):
+    """Whether values seem to be of another scale than [0, 255]: networks know noise by its strength.
+
+    Fractions up to 16, such as metres or [0, 1]; a quarter of all values at -20 or below; means over 4 x 4 pixels of
+    275 or more in a quarter of all places; more than one value in 10,000 above 510, or one above 2550.
+    """
     if images.dtype == UINT8:
-        return
+        return False
     values = images.float()
-    low, high, typical = values.min().item(), values.max().item(), values.abs().mean().item()
-    unit = images.is_floating_point() and typical <= 1 and 0 < high <= 4  # 4: noise leaves [0, 1]
-    if unit or high > 2 * 255 or (values <= -20).float().mean() > 0.25:
+    high = values.max().item()
+    if images.is_floating_point() and 0 < high <= 16 and (high <= 1 or not values.equal(values.round())):
+        return True
+    if high > 10 * 255:
+        return True
+    bright = coarse_means(values, min(4, *images.shape[2:])) >= 275
+    found = (values <= -20, 0.25), (bright, 0.25), (values > 2 * 255, 1e-4)
+    return any(where.float().mean().item() > share for where, share in found)
+
+
+def warn_of_range(images):
+    """Warns of values that are not in [0, 255]."""
+    if out_of_scale(images):
+        low, high = images.float().min().item(), images.float().max().item()  # uint16 has no min
         warnings.warn(
-            f"values must be in [0, 255]; those of these images are in [{low:g}, {high:g}]: scale them first, e.g. by "
-            "images * 255 for [0, 1], images * (255 / 65535) for 16 bits or images + 128 for values around 0",
+            f"values must be in [0, 255], but these images have [{low:g}, {high:g}]: scale them first, by images * 255 "
+            "for [0, 1], (images - black) * 255 / (white - black) for other ranges, images + 128 for values around 0",
             stacklevel=3,
         )
 
@@ -1765,6 +1811,17 @@ def warn_of_no_gain(share, imbalance):
         )
 
 
+def warn_of_contained_noise(noise):
+    """Noise of one image that the other one has as well cannot be learnt, or is kept."""
+    if abs(noise.imbalance) - 2 * noise.error("imbalance") > CONTAINED:
+        less, more = ("noisy_a", "noisy_b") if noise.imbalance < 0 else ("noisy_b", "noisy_a")
+        warnings.warn(
+            f"{less} has hardly any noise that {more} lacks: it is clean, or {more} was made from it by adding noise, "
+            f"and then the noise of {less} stays. The two images of a pair need independent noise",
+            stacklevel=3,
+        )
+
+
 def warn_of_offset(noise):
     """Warns of a difference in brightness, which would be learnt as well; see `Model.train`."""
     if abs(noise.offset) > 0.1 + 4 * noise.error("offset"):
@@ -1781,7 +1838,7 @@ def check_views(numbers, views):
         return None
     if numbers[:1] != [0] or not set(numbers) <= set(range(len(views))) or len(set(numbers)) < len(numbers):
         raise ValueError(f"views must be None or different numbers below {len(views)}, 0 the first; got {numbers}")
-    return numbers
+    return [operator.index(number) for number in numbers]
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -1801,6 +1858,8 @@ def save_atomically(content, path):
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise OSError(errno.EINVAL, "it is a device or a pipe, not a file")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is write-protected")
         with open(temporary, "xb") as file:
             if os.name == "posix" and path.exists():
                 os.chmod(temporary, path.stat().st_mode & 0o777)
@@ -1890,9 +1949,9 @@ class Model:
         values = [little_endian(array("f", p.flatten().tolist())).tobytes() for p, _ in self.network.param()]
         header = {
             "architecture": asdict(self.architecture),
-            "pairs_seen": self.pairs_seen,
+            "pairs_seen": whole_number(self.pairs_seen, "pairs_seen", 0),
             "noise": self.noise and asdict(self.noise),
-            "views": self.chosen_views,
+            "views": check_views(None if self.chosen_views is None else list(self.chosen_views), self.every_view()),
         }
         header = json.dumps(header).encode()
         content = MAGIC + len(header).to_bytes(8, "little") + header + b"".join(values)
@@ -1961,6 +2020,7 @@ class Model:
         pairs = Pairs(noisy_a, noisy_b, self.device)
         self.noise = measure_noise(pairs.noisy_a, pairs.noisy_b)
         warn_of_offset(self.noise)
+        warn_of_contained_noise(self.noise)
         recipe = self.recipe.resolved(self.noise)
         epochs = max(epochs, least_epochs(pairs, recipe, self.pairs_seen))
         batch_size = self._batch_size(pairs, epochs)

@@ -38,6 +38,7 @@ from Miniproject_1.model import (
     lagged_products,
     line_products,
     measure_noise,
+    reorientation,
     subsample,
 )
 
@@ -234,6 +235,7 @@ def inspect_pairs(pairs, try_weights=True, device=None):
         on_level(levels, abs(noise.imbalance) - 2 * noise.error("imbalance") > UNLIKE),
         on_shared(level_of([square[None] for square in first[:JUDGED]]), max(levels)),
         on_scenes(pairs),
+        on_orientation(pairs, first, second),
         on_neighbours(noise.correlation, first.numel()),
         on_stripes(*line_correlation(first, second)),
         on_channels(channel_correlation(first, second)),
@@ -316,6 +318,17 @@ def on_scenes(pairs):
         "Check which picture belongs to which; take both of a pair from the same place."
     )
     return Finding("scene", values, BAD, text)
+
+
+def on_orientation(pairs, first, second):
+    """A finding if small pictures are mirrored, turned or reversed in their channels; `on_scenes` finds large ones."""
+    if max(pairs.pair(0)[0].shape[2:]) > SIDE or not (found := reorientation(first, second)):
+        return None
+    what, gain = found
+    text = (
+        f"the second ones seem to be {what}: with that undone, the squared difference is {gain:.0%} smaller. Undo it."
+    )
+    return Finding("orientation", {"gain": round(gain, 3)}, BAD, text)
 
 
 def on_neighbours(correlation, count):

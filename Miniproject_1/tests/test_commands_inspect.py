@@ -119,6 +119,15 @@ def sampling_noise(clean, generator):
 NOISES = (white_noise, blurred_noise, enlarged_noise, jpeg_noise, poor_jpeg_noise, sampling_noise)
 
 
+def test_small_pictures_that_are_mirrored_are_found():
+    scene = render_scene(1, 480)[None].float()
+    clean = torch.cat([scene[..., top : top + 32, left : left + 32] for top in range(0, 448, 48) for left in (0, 200)])
+    a, b = clean + 20 * torch.randn(2, *clean.shape, generator=torch.Generator().manual_seed(0))
+    found, fit = findings(a, b.flip(3))
+    assert not fit and "mirrored or turned" in found["orientation"].text
+    assert "orientation" not in findings(a, b)[0]
+
+
 @pytest.mark.parametrize("noise", NOISES)
 def test_different_scenes_are_told_from_noise(noise):
     """Two scenes that are equally bright in every channel, and one that is displaced by half of its size."""

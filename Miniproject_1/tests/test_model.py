@@ -417,12 +417,12 @@ def white_dashes(clean, seed):
 def test_the_mode_ignores_impulses_and_the_mean_does_not():
     tones = torch.rand(64, 1, 2, 2, generator=torch.Generator().manual_seed(0)) < 0.5
     clean = 30 + 200 * F.interpolate(tones.float(), (16, 16)).expand(-1, 3, -1, -1)
-    mean, mode = (psnr_after(impulses, loss, clean, 60, 16) for loss in ("l2", "l0"))
+    mean, mode = (psnr_after(impulses, loss, clean, 40, 16) for loss in ("l2", "l0"))
     assert mode > mean + 2
 
 
 def test_the_median_ignores_overlaid_lines_and_the_mean_does_not():
-    mean, median = (psnr_after(white_dashes, loss, smooth_images(64), 12, 8) for loss in ("l2", "l1"))
+    mean, median = (psnr_after(white_dashes, loss, smooth_images(64), 8, 8) for loss in ("l2", "l1"))
     assert median > mean + 2
 
 
@@ -554,7 +554,7 @@ def test_every_network_learns_by_its_report_recipe(network):
 
 
 def test_one_epoch_of_few_pairs_denoises():
-    clean = smooth_images(104)
+    clean = smooth_images(40)
     a, b = noisy_versions(clean)
     model = Model()
     model.train(a, b, 1)
@@ -876,6 +876,22 @@ def test_models_made_in_several_threads_have_the_weights_of_their_seeds():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_initial_weights_leave_the_random_numbers_of_other_threads_alone(monkeypatch):
+    seen, made = [], project.ResidualUNet
+
+    def watched(*sizes, **named):
+        seen.append(torch.get_rng_state())
+        network = made(*sizes, **named)
+        seen.append(torch.get_rng_state())
+        return network
+
+    before = torch.get_rng_state()
+    monkeypatch.setitem(project.NETWORKS, "residual_unet", watched)
+    monkeypatch.setattr(project, "all_sizes", lambda network, sizes: sizes)
+    Model(width=8, seed=5)
+    assert len(seen) == 2 and all(torch.equal(state, before) for state in seen)
+
+
 def test_a_recipe_is_a_recipe():
     with pytest.raises(TypeError, match="recipe must be a Recipe or None; got dict"):
         Model(recipe={"loss": "l1"})
@@ -1109,6 +1125,15 @@ def test_a_training_in_vain_gives_a_warning(loss):
         assert any("gained hardly anything" in str(one.message) for one in said) == warned
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_copy_with_added_noise_gives_a_warning(reverse):
+    a = noisy_versions(smooth_images(64))[0].float()
+    pairs = [a, a + gaussian(a.shape, 5)]
+    first = "noisy_b" if reverse else "noisy_a"
+    with pytest.warns(UserWarning, match=f"{first} has hardly any noise that"):
+        Model(width=8, recipe=SHORT).train(*(pairs[::-1] if reverse else pairs))
+
+
 def test_noisy_targets_hide_what_a_training_has_gained():
     """Of targets with a hundred times the noise, half of the noise removed leaves 99.5 %."""
     assert project.no_gain_message(0.995, 0.0) and not project.no_gain_message(0.995, -99 / 101)
@@ -1124,6 +1149,34 @@ def test_the_middle_of_large_images_tells_what_a_training_has_gained():
     assert share == pytest.approx(1, abs=0.01)  # fresh weights give back what they get
     model.load_pretrained_model()
     assert model.error_left(*noisy_versions(clean)) < 0.7
+
+
+def test_numbers_of_any_type_are_saved_as_plain_ones(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    model, loaded = Model(width=8), Model()
+    model.pairs_seen, model.chosen_views = numpy.int64(5), tuple(numpy.arange(2))
+    model.value_ranges = {"uint16": (numpy.uint16(0), numpy.uint16(4095))}
+    model.save(tmp_path / "a.pth")
+    loaded.load(tmp_path / "a.pth")
+    assert (loaded.pairs_seen, loaded.chosen_views) == (5, [0, 1])
+    assert loaded.value_ranges == {"uint16": (0, 4095)}
+    for name, wrong in (("pairs_seen", 0.5), ("chosen_views", [1]), ("value_ranges", {"uint8": (255, 0)})):
+        model.load(tmp_path / "a.pth")
+        setattr(model, name, wrong)
+        with pytest.raises((TypeError, ValueError), match=name.removeprefix("chosen_")):
+            model.save(tmp_path / "b.pth")
+    assert not (tmp_path / "b.pth").exists()
+
+
+def test_a_write_protected_file_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    Model(width=8).save(path)
+    before = path.read_bytes()
+    path.chmod(0o444)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write all
+    with pytest.raises(PermissionError, match="write-protected"):
+        Model(width=8, seed=1).save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
@@ -1181,16 +1234,18 @@ def test_views_are_chosen_in_the_sense_of_the_loss(loss):
     assert model.views() == [(project.D4[0], False, False), (project.D4[0], False, True)]
 
 
-def test_views_of_a_weights_file_are_checked(tmp_path):
+def test_views_of_a_weights_file_are_checked(tmp_path, monkeypatch):
     model = Model(width=8)
     for numbers in ([1], [0, 4], []):
         model.chosen_views = numbers
-        model.save(tmp_path / "odd.pth")
+        with monkeypatch.context() as unchecked:
+            unchecked.setattr(project, "check_views", lambda numbers, views: numbers)
+            model.save(tmp_path / "odd.pth")
         with pytest.raises(ValueError, match="views must be None or different numbers below 4"):
             Model().load(tmp_path / "odd.pth")
 
 
-def test_value_ranges_of_a_weights_file_are_kept_and_checked(tmp_path):
+def test_value_ranges_of_a_weights_file_are_kept_and_checked(tmp_path, monkeypatch):
     model, again = Model(width=8), Model()
     for ranges in ({}, {"uint16": (0, 4095), "float32": (-1.5, 2.0)}):
         model.value_ranges = ranges
@@ -1199,7 +1254,9 @@ def test_value_ranges_of_a_weights_file_are_kept_and_checked(tmp_path):
         assert again.value_ranges == ranges
     for ranges in ({"uint16": (5, 5)}, {"uint16": (0, float("inf"))}, {3: (0, 1)}, {"uint16": 4095}, 7):
         model.value_ranges = ranges
-        model.save(tmp_path / "odd.pth")
+        with monkeypatch.context() as unchecked:
+            unchecked.setattr(project, "check_ranges", lambda ranges: ranges)
+            model.save(tmp_path / "odd.pth")
         with pytest.raises(ValueError, match=r"odd\.pth does not describe"):
             again.load(tmp_path / "odd.pth")
     assert again.value_ranges == {"uint16": (0, 4095), "float32": (-1.5, 2.0)}
@@ -1291,8 +1348,10 @@ def test_some_of_the_images_twice_give_a_warning():
 
 def test_pairs_that_do_not_match_give_a_warning():
     noisy_a, noisy_b = noisy_versions(smooth_images(40))
-    with pytest.warns(UserWarning, match="different scenes"):
+    with pytest.warns(UserWarning, match="mirrored or turned"):
         Model(width=8, recipe=SHORT).train(noisy_a, noisy_b.flip(3), 1)
+    with pytest.warns(UserWarning, match="different scenes"):
+        Model(width=8, recipe=SHORT).train(noisy_a, noisy_b.roll(1, 0), 1)
 
 
 def test_the_second_images_may_not_have_another_scale_either():
@@ -1345,6 +1404,9 @@ def test_names_of_files_may_be_as_long_as_the_system_takes(tmp_path):
         (16, torch.float32, True),
         (16, torch.uint16, True),
         (16, torch.int32, True),
+        (10 / 255, torch.float32, True),
+        (255 / 65535 * 8, torch.float64, True),
+        (1.9, torch.uint16, True),
         (1, torch.float32, False),
         (1, torch.uint8, False),
         (0.004, torch.uint8, False),
@@ -1360,6 +1422,16 @@ def test_values_of_another_scale_give_a_warning(scale, dtype, warned):
         model.train(*images)
     said = [str(one.message) for one in said if "values must be in [0, 255]" in str(one.message)]
     assert len(said) == 3 * warned  # one by predict, one for each of the pair
+
+
+def test_dark_bright_and_single_values_are_of_the_right_scale():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 3, 64, 64, generator=generator)
+    hot = torch.full((1, 3, 64, 64), 90.0)
+    hot[0, 0, 5, 5] = 600
+    for images in ((8 + 2 * noise).round(), 255 + 50 * noise, hot):
+        assert not project.out_of_scale(images)
+    assert project.out_of_scale(noise) and project.out_of_scale(7 + 2 * noise)
 
 
 @pytest.mark.parametrize("network", ["residual_unet", "unet", "noise2noise"])
@@ -1417,12 +1489,12 @@ def test_shipped_weights_keep_any_colour_far_from_borders(name, monkeypatch):
 
     shipped = Model(precision="float32")
     shipped.load(project.PRETRAINED.with_name(name))
-    levels = torch.linspace(0, 255, 9)
+    levels = torch.linspace(0, 255, 5)
     clean = torch.cartesian_prod(levels, levels, levels).view(-1, 3, 1, 1).expand(-1, 3, 8, 8)
-    at_border = shipped.predict(clean[::100], ensemble=False)
+    at_border = shipped.predict(clean[::20], ensemble=False)
     monkeypatch.setattr(F, "conv2d", endless)
     found = shipped.predict(clean, ensemble=False)
-    assert not torch.equal(found[::100], at_border)
+    assert not torch.equal(found[::20], at_border)
     assert (found - clean).abs().max() < 5
 
 

@@ -134,6 +134,39 @@ def test_a_training_in_vain_gives_a_warning():
         assert any("gained hardly anything" in str(one.message) for one in said) == warned
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_copy_with_added_noise_is_warned_of(reverse):
+    a = pictures(64)[0].float()
+    pairs = [a, a + 20 * torch.randn(a.shape, generator=torch.Generator().manual_seed(0))]
+    first = "noisy_b" if reverse else "noisy_a"
+    with pytest.warns(UserWarning, match=f"{first} has hardly any noise that"):
+        small().train(*(pairs[::-1] if reverse else pairs))
+
+
+def test_numbers_of_any_kind_are_saved_as_plain_ones(tmp_path):
+    class Five:
+        def __index__(self):
+            return 5
+
+    model, loaded = small(), small()
+    model.pairs_seen, model.chosen_views = Five(), (0, 1)
+    model.save(tmp_path / "a.pth")
+    loaded.load(tmp_path / "a.pth")
+    assert (loaded.pairs_seen, loaded.chosen_views) == (5, [0, 1])
+    model.chosen_views = [1]
+    with pytest.raises(ValueError, match="views"):
+        model.save(tmp_path / "b.pth")
+
+
+def test_a_write_protected_file_is_kept(tmp_path, monkeypatch):
+    small().save(tmp_path / "a.pth")
+    before = (tmp_path / "a.pth").read_bytes()
+    monkeypatch.setattr(ours.os, "access", lambda path, mode: mode != ours.os.W_OK)  # root may write all
+    with pytest.raises(PermissionError, match="write-protected"):
+        small(seed=1).save(tmp_path / "a.pth")
+    assert (tmp_path / "a.pth").read_bytes() == before
+
+
 @pytest.mark.parametrize(("imbalance", "warned"), [(0.0, True), (-99 / 101, False)])
 def test_noisy_targets_hide_what_a_training_has_gained(imbalance, warned):
     """Of targets with a hundred times the noise, half of the noise removed leaves 99.5 %."""
@@ -316,11 +349,13 @@ def test_self_ensembles_of_what_learnt_from_dark_pictures_do_no_harm(tmp_path):
     assert again.views() == model.views() and len(model.views()) < 4
 
 
-def test_views_of_a_weights_file_are_checked(tmp_path):
+def test_views_of_a_weights_file_are_checked(tmp_path, monkeypatch):
     model = small()
     for numbers in ([1], [0, 8], [], [0, 1, 1]):
         model.chosen_views = numbers
-        model.save(tmp_path / "odd.pth")
+        with monkeypatch.context() as unchecked:
+            unchecked.setattr(ours, "check_views", lambda numbers, views: numbers)
+            model.save(tmp_path / "odd.pth")
         with pytest.raises(ValueError, match="views must be None or different numbers below 8"):
             small().load(tmp_path / "odd.pth")
 
@@ -679,7 +714,7 @@ def blurred(noise):
 
 def test_blurred_noise_is_learnt():
     """The swap of pixels would ruin it: what stays in an image tells the noise of the neighbours that went."""
-    clean, held_out = pictures(600, 16, 16)[2], pictures(50, 16, 16, seed=1)[2]
+    clean, held_out = pictures(300, 16, 16)[2], pictures(50, 16, 16, seed=1)[2]
     noisy = held_out + blurred(90 * torch.randn(held_out.shape))
     results = {}
     for swap in (None, True):
@@ -714,8 +749,10 @@ def test_some_of_the_images_twice_are_warned_of():
 
 def test_pairs_that_do_not_match_are_warned_of():
     noisy_a, noisy_b, _ = pictures(40, 32, 32)
-    with pytest.warns(UserWarning, match="different scenes"):
+    with pytest.warns(UserWarning, match="mirrored or turned"):
         small().train(noisy_a, noisy_b.flip(3))
+    with pytest.warns(UserWarning, match="different scenes"):
+        small().train(noisy_a, noisy_b.roll(1, 0))
 
 
 def test_predictions_made_in_inference_mode_can_be_changed_outside():
@@ -753,6 +790,8 @@ def test_rates_that_are_no_numbers_are_refused():
         (2 / 255, torch.float32, True),
         (16, torch.float32, True),
         (16, torch.uint16, True),
+        (10 / 255, torch.float32, True),
+        (1.9, torch.uint16, True),
         (1, torch.float32, False),
         (1, torch.uint8, False),
         (0.004, torch.uint8, False),

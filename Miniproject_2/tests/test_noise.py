@@ -137,8 +137,10 @@ def turned(images, degrees=2):
 
 
 MISMATCHES = {
-    "mirrored": (lambda images: images.flip(3), "different scenes"),
-    "channels reversed": (lambda images: images.flip(1), "different scenes"),
+    "mirrored": (lambda images: images.flip(3), "mirrored or turned"),
+    "transposed": (lambda images: images.transpose(2, 3), "mirrored or turned"),
+    "channels reversed": (lambda images: images.flip(1), "reversed in its channels"),
+    "both": (lambda images: images.flip(1, 2), "mirrored or turned and reversed in its channels"),
     "half of the pairs mixed up": (shuffled, "different scenes"),
     "displaced by a pixel": (lambda images: images.roll(1, 3), "displaced"),
     "turned by two degrees": (turned, "displaced"),
@@ -152,6 +154,17 @@ def test_pairs_that_do_not_match_are_told_from_noise(change, message, project):
     white = torch.randn(2, 40, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     clean = scenes(40, 64, 64)
     assert message in project.mismatch(clean + 10 * white[0], change(clean) + 10 * white[1])
+
+
+@pytest.mark.parametrize("project", [project_1, ours], ids=["project 1", "project 2"])
+@pytest.mark.parametrize("level", [5, 20, 40])
+@pytest.mark.parametrize("size", [(60, 32, 32), (60, 24, 40), (9, 300, 271)])
+def test_mirrored_pairs_are_told_from_noise_of_any_level(size, level, project):
+    white = torch.randn(2, *scenes(*size).shape, generator=torch.Generator().manual_seed(0))
+    a, b = scenes(*size) + level * white
+    for axes in ((2,), (3,), (2, 3)):
+        assert "mirrored or turned" in project.mismatch(a, b.flip(axes))
+    assert not project.mismatch(a, b)
 
 
 @pytest.mark.parametrize("project", [project_1, ours], ids=["project 1", "project 2"])
@@ -193,6 +206,7 @@ def test_both_projects_measure_alike():
         "line_products",
         "ratio_with_error",
         "mismatch",
+        "reorientation",
         "coarse_means",
         "coarse_difference",
         "contrast_difference",
