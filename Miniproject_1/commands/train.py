@@ -198,7 +198,7 @@ def held_out(stack, seed):
 
 def evenly(stack):
     """At most HELD_MOST of the pairs."""
-    return stack[:: evenly_spaced(len(stack), HELD_MOST).step]
+    return stack[list(evenly_spaced(len(stack), HELD_MOST))]
 
 
 # ---------------------------------------------------------------------------------------------- training

@@ -235,8 +235,8 @@ class Reader:
 
     def _some(self, files):
         """Yields (type, range) of up to RANGED of the files."""
-        for path in files[:: evenly_spaced(len(files), RANGED).step]:
-            picture = read_picture(path, self.max_megapixels)
+        for number in evenly_spaced(len(files), RANGED):
+            picture = read_picture(files[number], self.max_megapixels)
             yield picture.pixels.dtype, picture.value_range
 
 
