@@ -17,7 +17,6 @@ import json
 import math
 import os
 import platform
-import statistics
 import subprocess
 import time
 from dataclasses import asdict
@@ -27,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from Miniproject_1.model import LOW_NOISE
+from Miniproject_1.model import LOW_NOISE, lagged_products, ratio_with_error
 from Miniproject_1.model import Model as Model1
 from Miniproject_1.model import Recipe as Recipe1
 from Miniproject_1.others import experiments, score_photo
@@ -110,17 +109,7 @@ def record(name, row):
 
 def correlation(noise, down, right):
     """Correlation of the noise of pixels so far apart: the mean over images and its standard error."""
-    height, width = noise.shape[2] - abs(down), noise.shape[3] - abs(right)
-    first = noise[:, :, :height, max(0, -right) : max(0, -right) + width]
-    second = noise[:, :, down : down + height, max(0, right) : max(0, right) + width]
-    return ratio_with_error((first * second).mean((1, 2, 3)), noise.square().mean((1, 2, 3)))
-
-
-def ratio_with_error(numerators, denominators):
-    """Sum over sum, and the standard error of that over the images."""
-    value = numerators.sum() / denominators.sum()
-    residual = (numerators - value * denominators) / denominators.mean()
-    return [value.item(), (residual.std() / math.sqrt(len(residual))).item()]
+    return ratio_with_error(lagged_products(noise, down, right), noise.square().mean((1, 2, 3)))
 
 
 def measure_noise(data):
@@ -559,28 +548,8 @@ def measure_rounding(data, seeds=300):
 
 
 def processor_time(contenders, shape, repeats):
-    """{name: {phase: median seconds of CPU time}}, the contenders taking turns.
-
-    As `benchmark.measure`, but in CPU time of all threads: waiting for a core does not count.
-    """
-    inputs, gradients = {}, {}
-    for name, step in contenders.items():
-        inputs[name] = step.prepare(torch.randn(shape))
-        gradients[name] = step.prepare(torch.randn(step.forward(inputs[name]).shape)).detach()
-    times = {name: {"forward": [], "backward": [], "update": []} for name in contenders}
-    for repeat, (name, step) in itertools.product(range(repeats + 2), contenders.items()):
-        marks = [time.process_time()]
-        step.forward(inputs[name])
-        marks.append(time.process_time())
-        step.backward(gradients[name])
-        marks.append(time.process_time())
-        if step.optimiser:
-            step.update()
-        marks.append(time.process_time())
-        if repeat >= 2:
-            for phase, start, end in zip(times[name], marks, marks[1:], strict=False):
-                times[name][phase].append(end - start)
-    return {name: {phase: statistics.median(t) for phase, t in phases.items()} for name, phases in times.items()}
+    """`benchmark.measure` in CPU time of all threads: waiting for a core does not count."""
+    return benchmark.measure(contenders, shape, repeats, clock=time.process_time)
 
 
 def measure_benchmark(data, repeats=9):
@@ -627,8 +596,7 @@ def measure_benchmark(data, repeats=9):
 
 
 def ratios(results):
-    mine = results["ours"]
-    theirs = min((results["torch"], results["torch channels-last"]), key=lambda phases: sum(phases.values()))
+    mine, theirs = results["ours"], benchmark.faster_torch(results)
     return {
         "forward": mine["forward"] / theirs["forward"],
         "backward": mine["backward"] / theirs["backward"],

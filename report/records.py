@@ -212,95 +212,144 @@ CHOICES = {  # of the original for its U-Net: variant, and how the table calls i
 
 
 def first_facts():
-    data, known, paper = Trainings(1), measured(), paper_rows()
-    noise, scores, networks, original = known["noise"], known["scores"], known["networks"], field()["original"]
-    result = noise_facts(noise, known["sampling"])
-    result["ours.base"] = spread(data.of("ours").values())
-    for variant in QUOTED:
-        result[f"diff.{variant}"] = spread(data.differences(variant), 2, "+")
-    for name, variant in (("unet", UNET), ("n2n", NOISE2NOISE)):
-        result[f"lead.{name}"] = f"{-mean(data.differences(variant)):.2f}"
-        result[f"mean.{name}"] = f"{mean(data.of(variant).values()):.2f}"
-    for pairs, *_, gain in few_table(data)[:1]:
-        result |= {"few.pairs": pairs, "few.gain": gain}
-    rows = RECIPE_RUNS[-1]
-    small = data.of(ONE, rows["pairs"], rows["epochs"])
-    plain, normed = ("the original's U-Net, Adam 3e-4, batch 32", "the original's U-Net, batch normalisation, batch 32")
-    batches = data.differences(normed, base=plain)
-    result |= {
-        "cost.photos": spread(-value for value in data.differences("an eighth of the photos")),
-        "cost.recipe": spread(-value for value in data.differences("the original's recipe")),
-        "cost.unet": spread(-value for value in data.differences("the original's U-Net, our recipe")),
-        "cost.narrow": spread(-value for value in data.differences("width 24")),
-        "small": spread(small.values()),
-        "one.base": spread(data.of(ONE).values()),
-        "norm.batch": spread(batches, 2, "+"),
-        "norm.n": str(len(batches)),
+    """All numbers that Report 1 states, by name."""
+    data, known, original = Trainings(1), measured(), field()["original"]
+    result = noise_facts(known["noise"], known["sampling"]) | score_facts(known["scores"]) | shipped_facts(known)
+    result |= ablation_facts(data) | rate_facts(data) | cost_facts(data) | pairs_facts(data) | width_facts(data)
+    result |= run_facts(data) | quiet_facts(known["little noise"]) | original_facts(data, original)
+    result |= grid_facts(data, original) | paper_facts() | classics_facts(known["classics"])
+    return result | {"scenes": count(known["pictures"]["scenes"])}
+
+
+def score_facts(scores):
+    of_each = sorted(scores["of_each_1"])
+    return {
         "noise.least": f"{min(scores['input_of_each']):.1f}",
         "noise.most": f"{max(scores['input_of_each']):.1f}",
-        "shipped.pairs": millions(networks["shipped_1"]["pairs_seen"], 1),
-        "shipped.width": str(networks["shipped_1"]["sizes"]["width"]),
-        "shipped.blocks": str(networks["shipped_1"]["sizes"]["blocks"]),
-    }
-    result["diff.clean.wide"] = gaps(data)
-    result["diff.batch"] = spread(data.differences("batch 8"), 2, "+")
-    result["diff.batch.verdict"] = verdict(data.differences("batch 8"))
-    best = max(ADAM, key=lambda entry: mean(data.of(entry[0]).values()))
-    result["diff.muon.adam"] = spread([-value for value in data.differences(best[0])])
-    result["lr.adam.best"], result["lr.muon.best"] = f"{best[1]:g}", f"{best_of(data, MUON):g}"
-    inside = best[1] != ADAM[-1][1] and best_of(data, MUON) != MUON[-1][1]
-    result |= {
-        "pairs.base": count(BASE),
-        "pairs.few": count(min(PAIRS)),
-        "pairs.all": count(max(PAIRS)),
-        "pairs.small": count(RECIPE_RUNS[-1]["pairs"]),
-        "epochs.small": str(RECIPE_RUNS[-1]["epochs"]),
-        "n.base": str(len(data.differences(ABLATIONS[0][0]))),
-        "n.rates": " or ".join(str(n) for n in sorted({len(data.of(name)) for name, _ in MUON + ADAM + BATCHES})),
-        "cost.noisy": spread(data.differences("clean targets")),
-        "lr.edges": "inside the ranges tried" if inside else "at the edge of the ranges tried",
-        "late.SiLU": spread(data.differences("SiLU", max(PAIRS)), 2, "+"),
-        "late.gates": spread(data.differences("gates", max(PAIRS)), 2, "+"),
-        "n.settings": str(len(data.differences(SETTINGS[0], **RECIPE_RUNS[0]))),
-        "n.late": str(len(data.differences("SiLU", max(PAIRS)))),
-        "variants": count(len({r["variant"] for r in data.rows} | {(r["experiment"], r["target"]) for r in paper})),
-        "runs": count(len(data.rows) + len(paper)),
-        "hours": f"{sum(row['seconds'] for row in data.rows + paper) / 3600:.1f}",
-        "few": spread(data.of(BOTH, min(PAIRS)).values()),
-        "many": spread(data.of(BOTH, max(PAIRS)).values()),
-        "all": spread(data.of("ours", max(PAIRS)).values()),
-        "all.seconds": f"{mean(data.of('ours', max(PAIRS), key='seconds').values()):.0f}",
-        "both": spread(data.differences(BOTH, max(PAIRS)), 2, "+"),
-        "both.base": spread(data.differences(BOTH), 2, "+"),
-        "both.seconds": f"{mean(data.differences(BOTH, max(PAIRS), key='seconds')):.0f}",
-        "base.width": base_width(),
-        "width.small": spread(data.of("width 24").values()),
-        "width.large": spread(data.of("width 64").values()),
-        "width.wide": str(WIDTHS[-2][1]),
-        "width.last": spread(data.differences(WIDTHS[-1][0], base=WIDTHS[-2][0]), 2, "+"),
-        "width.verdict": verdict(data.differences(WIDTHS[-1][0], base=WIDTHS[-2][0])),
         "images": count(scores["images"]),
-        "input": f"{noise['psnr']:.2f}",
-        "pooled": f"{noise['psnr_pooled']:.2f}",
         "shipped": f"{scores['passes_1'][0]:.2f}",
         "shipped.ensemble": f"{scores['ensemble_1']:.2f}",
         "shipped.worse": made_worse(scores, 1),
         "passes.two": f"{scores['passes_1'][1]:.2f}",
         "passes.five": f"{scores['passes_1'][4]:.2f}",
+        "best": f"{of_each[-1]:.1f}",
+        "median": f"{statistics.median(of_each):.1f}",
+        "worst": f"{of_each[0]:.1f}",
+    }
+
+
+def shipped_facts(known):
+    network, noise = known["networks"]["shipped_1"], known["noise"]
+    return {
+        "shipped.pairs": millions(network["pairs_seen"], 1),
+        "shipped.width": str(network["sizes"]["width"]),
+        "shipped.blocks": str(network["sizes"]["blocks"]),
+        "input": f"{noise['psnr']:.2f}",
+        "pooled": f"{noise['psnr_pooled']:.2f}",
         "published.single": f"{published(1)['single']:.2f}",
         "published.ensemble": f"{published(1, 'ensemble')['ensemble']:.2f}",
+    }
+
+
+def ablation_facts(data):
+    result = {f"diff.{variant}": spread(data.differences(variant), 2, "+") for variant in QUOTED}
+    plain, normed = ("the original's U-Net, Adam 3e-4, batch 32", "the original's U-Net, batch normalisation, batch 32")
+    batches = data.differences(normed, base=plain)
+    return result | {
+        "ours.base": spread(data.of("ours").values()),
+        "one.base": spread(data.of(ONE).values()),
+        "norm.batch": spread(batches, 2, "+"),
+        "norm.n": str(len(batches)),
+        "diff.clean.wide": gaps(data),
+        "n.base": str(len(data.differences(ABLATIONS[0][0]))),
+        "n.settings": str(len(data.differences(SETTINGS[0], **RECIPE_RUNS[0]))),
+        "late.SiLU": spread(data.differences("SiLU", max(PAIRS)), 2, "+"),
+        "late.gates": spread(data.differences("gates", max(PAIRS)), 2, "+"),
+        "n.late": str(len(data.differences("SiLU", max(PAIRS)))),
+    }
+
+
+def rate_facts(data):
+    """Of the learning rates and batch sizes of our network."""
+    best = max(ADAM, key=lambda entry: mean(data.of(entry[0]).values()))
+    inside = best[1] != ADAM[-1][1] and best_of(data, MUON) != MUON[-1][1]
+    return {
+        "diff.batch": spread(data.differences("batch 8"), 2, "+"),
+        "diff.batch.verdict": verdict(data.differences("batch 8")),
+        "diff.muon.adam": spread([-value for value in data.differences(best[0])]),
+        "lr.adam.best": f"{best[1]:g}",
+        "lr.muon.best": f"{best_of(data, MUON):g}",
+        "lr.edges": "inside the ranges tried" if inside else "at the edge of the ranges tried",
+        "n.rates": " or ".join(str(n) for n in sorted({len(data.of(name)) for name, _ in MUON + ADAM + BATCHES})),
+    }
+
+
+def cost_facts(data):
+    """dB that a change costs."""
+    variants = {
+        "photos": "an eighth of the photos",
+        "recipe": "the original's recipe",
+        "unet": "the original's U-Net, our recipe",
+        "narrow": "width 24",
+    }
+    costs = {
+        f"cost.{name}": spread(-value for value in data.differences(variant)) for name, variant in variants.items()
+    }
+    return costs | {"cost.noisy": spread(data.differences("clean targets"))}
+
+
+def pairs_facts(data):
+    """Of trainings on few and many pairs."""
+    small, most = RECIPE_RUNS[-1], max(PAIRS)
+    result = {
+        "small": spread(data.of(ONE, small["pairs"], small["epochs"]).values()),
+        "pairs.base": count(BASE),
+        "pairs.few": count(min(PAIRS)),
+        "pairs.all": count(most),
+        "pairs.small": count(small["pairs"]),
+        "epochs.small": str(small["epochs"]),
+        "few": spread(data.of(BOTH, min(PAIRS)).values()),
+        "many": spread(data.of(BOTH, most).values()),
+        "all": spread(data.of("ours", most).values()),
+        "all.seconds": f"{mean(data.of('ours', most, key='seconds').values()):.0f}",
+        "both": spread(data.differences(BOTH, most), 2, "+"),
+        "both.base": spread(data.differences(BOTH), 2, "+"),
+        "both.seconds": f"{mean(data.differences(BOTH, most, key='seconds')):.0f}",
         "equal.pairs": count(field()["eight_thousand"]["pairs"]),
         "equal": "; ".join(
             f"{row['who']}, {row['psnr']:.2f} dB in {row['seconds']} s" for row in field()["eight_thousand"]["rows"]
         ),
-        "original.epochs": str(original["epochs"]),
-        "original.lr": original["lr"],
-        "original.batch": str(original["batch"]),
-        "original.machines": original["machines"],
-        "original.augmented": original["augmented"],
     }
-    little = known["little noise"]
-    result |= {
+    for pairs, *_, gain in few_table(data)[:1]:
+        result |= {"few.pairs": pairs, "few.gain": gain}
+    return result
+
+
+def width_facts(data):
+    wider = data.differences(WIDTHS[-1][0], base=WIDTHS[-2][0])
+    return {
+        "base.width": base_width(),
+        "width.small": spread(data.of("width 24").values()),
+        "width.large": spread(data.of("width 64").values()),
+        "width.wide": str(WIDTHS[-2][1]),
+        "width.last": spread(wider, 2, "+"),
+        "width.verdict": verdict(wider),
+    }
+
+
+def run_facts(data):
+    """How much was trained for the report."""
+    paper = paper_rows()
+    return {
+        "variants": count(len({r["variant"] for r in data.rows} | {(r["experiment"], r["target"]) for r in paper})),
+        "runs": count(len(data.rows) + len(paper)),
+        "hours": f"{sum(row['seconds'] for row in data.rows + paper) / 3600:.1f}",
+    }
+
+
+def quiet_facts(little):
+    """Of training on little noise."""
+    return {
         "quiet": f"{little['quiet']:g}",
         "quiet.pairs": count(little["pairs"]),
         "quiet.seeds": str(little["seeds"]),
@@ -308,22 +357,26 @@ def first_facts():
         "quiet.full": f"{round(mean(little['gains']['3']['full']), 1) + 0.0:.1f}",  # not minus zero
         "quiet.decided": spread(little["gains"]["3"]["decided"], 1),
     }
-    of_each = sorted(scores["of_each_1"])
-    result |= {
-        "best": f"{of_each[-1]:.1f}",
-        "median": f"{statistics.median(of_each):.1f}",
-        "worst": f"{of_each[0]:.1f}",
-    }
-    result["scenes"] = count(known["pictures"]["scenes"])
-    result |= grid_facts(data, original) | paper_facts()
+
+
+def original_facts(data, original):
+    """Of the original report, its networks and its choices."""
+    result = {f"original.{name}": str(original[name]) for name in ("epochs", "lr", "batch", "machines", "augmented")}
+    for name, variant in (("unet", UNET), ("n2n", NOISE2NOISE)):
+        result[f"lead.{name}"] = f"{-mean(data.differences(variant)):.2f}"
+        result[f"mean.{name}"] = f"{mean(data.of(variant).values()):.2f}"
     variant, label = next((variant, label) for variant, label in CHOICES.items() if "batch norm" in label)
     result[f"choice.{label}"] = spread(data.differences(variant, base=UNET), 2, "+")
     result["n.choices"] = str(len(data.differences(next(iter(CHOICES)), base=UNET)))
-    classics = known["classics"]
-    result["classics.images"] = count(classics["images"])
-    result["classics.best"] = f"{max(entry['psnr'] for entry in classic_rows(classics).values()):.2f}"
-    result["classics.ours"] = f"{classics['project 1']['psnr']:.2f}"
     return result
+
+
+def classics_facts(classics):
+    return {
+        "classics.images": count(classics["images"]),
+        "classics.best": f"{max(entry['psnr'] for entry in classic_rows(classics).values()):.2f}",
+        "classics.ours": f"{classics['project 1']['psnr']:.2f}",
+    }
 
 
 def search(data, network):

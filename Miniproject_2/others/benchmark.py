@@ -9,6 +9,7 @@ last line compares a whole training step in float32 and one direction, from draw
 """
 
 import argparse
+import itertools
 import random
 import statistics
 import time
@@ -100,8 +101,8 @@ class OurStep:
         self.optimiser.zero_grad()
 
 
-def measure(contenders, shape, repeats):
-    """{name: {phase: median milliseconds}}, the contenders taking turns."""
+def measure(contenders, shape, repeats, clock=time.perf_counter):
+    """{name: {phase: median milliseconds}}, the contenders taking turns; `clock` gives seconds."""
     x = torch.randn(shape)
     inputs = {name: step.prepare(x) for name, step in contenders.items()}
     gradients = {
@@ -110,24 +111,28 @@ def measure(contenders, shape, repeats):
     times = {name: {"forward": [], "backward": [], "update": []} for name in contenders}
     for repeat in range(repeats + 3):
         for name, step in contenders.items():
-            marks = [time.perf_counter()]
+            marks = [clock()]
             step.forward(inputs[name])
-            marks.append(time.perf_counter())
+            marks.append(clock())
             step.backward(gradients[name])
-            marks.append(time.perf_counter())
+            marks.append(clock())
             if step.optimiser:
                 step.update()
-            marks.append(time.perf_counter())
+            marks.append(clock())
             if repeat >= 3:
-                for phase, start, end in zip(times[name], marks, marks[1:], strict=False):
+                for phase, (start, end) in zip(times[name], itertools.pairwise(marks), strict=True):
                     times[name][phase].append(1e3 * (end - start))
     return {name: {phase: statistics.median(t) for phase, t in phases.items()} for name, phases in times.items()}
 
 
+def faster_torch(results):
+    """The times of the faster of torch's two formats."""
+    return min((results["torch"], results["torch channels-last"]), key=lambda phases: sum(phases.values()))
+
+
 def report(title, results):
     """One line: ours, the faster of torch's two formats by phase, and the ratios."""
-    mine = results["ours"]
-    torchs = min((results["torch"], results["torch channels-last"]), key=lambda phases: sum(phases.values()))
+    mine, torchs = results["ours"], faster_torch(results)
     cells = [f"{mine[p]:8.2f} {torchs[p]:8.2f} {mine[p] / torchs[p]:6.2f}" for p in ("forward", "backward")]
     total, reference = sum(mine.values()), sum(torchs.values())
     print(f"{title:36} {'  '.join(cells)}  {total:8.2f} {reference:8.2f} {total / reference:6.2f}", flush=True)
