@@ -369,9 +369,9 @@ def cell_means(x, cell):
     """
     if max(x.shape[2:]) < cell + cell // 2:
         return x.mean((2, 3), keepdim=True)
-    down, across = (cell_members(size, cell).to(x) for size in x.shape[2:])
-    sums = along_rows(along_columns(x, down), across)
-    return sums / (down.sum(1)[:, None] * across.sum(1))
+    down, across = (cell_members(size, cell).to(x.device) for size in x.shape[2:])
+    sums = along_rows(along_columns(x, down.to(x.dtype)), across.to(x.dtype))
+    return sums / (down.sum(1)[:, None] * across.sum(1))  # sizes of cells, in float32
 
 
 def cell_members(pixels, cell):

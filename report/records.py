@@ -443,10 +443,16 @@ def paper_rows():
     return read_lines(RESULTS / "paper.jsonl")
 
 
-def paper_results():
-    """{experiment: {targets: {seed: row}}} of the Noise2Noise paper's experiments; those that are complete."""
-    found = {}
-    for row in paper_rows():
+def paper_results(pick=min):
+    """{experiment: {targets: {seed: row}}} of the Noise2Noise paper's experiments; those that are complete.
+
+    `pick` chooses one of the numbers of crops: `min` those of the table, `max` those of the longest trainings.
+    """
+    rows, found = paper_rows(), {}
+    crops = pick((row["pairs"] for row in rows), default=0)
+    for row in rows:
+        if row["pairs"] != crops:
+            continue
         found.setdefault(row["experiment"], {}).setdefault(row["target"], {})[row["seed"]] = row
     return {name: targets for name, targets in found.items() if {"noisy", "clean"} <= targets.keys()}
 
@@ -482,7 +488,13 @@ def paper_facts():
         return {}
     every = [row for targets in results.values() for seeds in targets.values() for row in seeds.values()]
     means = [mean(paper_differences(t)) for t in results.values() if next(iter(t["noisy"].values()))["loss"] == "l2"]
+    long = paper_results(max)["Gaussian 25"]
     return {
+        "paper.long.crops": count(long["noisy"][0]["pairs"]),
+        "paper.long.minutes": f"{mean(seeds[0]['seconds'] for seeds in long.values()) / 60:.0f}",
+        "paper.long.noisy": f"{long['noisy'][0]['single']:.2f}",
+        "paper.long.clean": f"{long['clean'][0]['single']:.2f}",
+        "paper.long": minus(f"{mean(paper_differences(long)):+.2f}"),
         "paper.photos": str(every[0]["photos"]),
         "paper.pairs": count(every[0]["pairs"]),
         "paper.n": str(len(paper_differences(next(iter(results.values()))))),
