@@ -74,8 +74,8 @@ before = state()
 sys.path.insert(0, {folder!r})
 from {module} import Model
 model = Model()
-a = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-model.train(a, a.flip(3), num_epochs=1)
+a, b = torch.randint(0, 256, (2, 9, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+model.train(a, b, num_epochs=1)
 model.predict(a.float().requires_grad_({grad}))
 assert not any(p.requires_grad or g.requires_grad for p, g in model.network.param())
 assert state() == before
