@@ -488,8 +488,10 @@ def paper_facts():
         return {}
     every = [row for targets in results.values() for seeds in targets.values() for row in seeds.values()]
     means = [mean(paper_differences(t)) for t in results.values() if next(iter(t["noisy"].values()))["loss"] == "l2"]
-    long = paper_results(max)["Gaussian 25"]
+    noise = "Gaussian 25"
+    long = paper_results(max)[noise]
     return {
+        "paper.long.noise": noise,
         "paper.long.crops": count(long["noisy"][0]["pairs"]),
         "paper.long.minutes": f"{mean(seeds[0]['seconds'] for seeds in long.values()) / 60:.0f}",
         "paper.long.noisy": f"{long['noisy'][0]['single']:.2f}",
