@@ -492,11 +492,12 @@ def paper_facts():
     long = paper_results(max)[noise]
     return {
         "paper.long.noise": noise,
-        "paper.long.crops": count(long["noisy"][0]["pairs"]),
-        "paper.long.minutes": f"{mean(seeds[0]['seconds'] for seeds in long.values()) / 60:.0f}",
-        "paper.long.noisy": f"{long['noisy'][0]['single']:.2f}",
-        "paper.long.clean": f"{long['clean'][0]['single']:.2f}",
-        "paper.long": minus(f"{mean(paper_differences(long)):+.2f}"),
+        "paper.long.crops": count(next(iter(long["noisy"].values()))["pairs"]),
+        "paper.long.minutes": f"{mean(row['seconds'] for seeds in long.values() for row in seeds.values()) / 60:.0f}",
+        "paper.long.noisy": f"{mean(row['single'] for row in long['noisy'].values()):.2f}",
+        "paper.long.clean": f"{mean(row['single'] for row in long['clean'].values()):.2f}",
+        "paper.long": spread(paper_differences(long), 2, "+"),
+        "paper.long.n": str(len(paper_differences(long))),
         "paper.photos": str(every[0]["photos"]),
         "paper.pairs": count(every[0]["pairs"]),
         "paper.n": str(len(paper_differences(next(iter(results.values()))))),
