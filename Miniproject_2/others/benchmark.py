@@ -102,7 +102,11 @@ class OurStep:
 
 
 def measure(contenders, shape, repeats, clock=time.perf_counter):
-    """{name: {phase: median milliseconds}}, the contenders taking turns; `clock` gives seconds."""
+    """{name: {phase: median milliseconds}}, the contenders taking turns; `clock` gives seconds.
+
+    Freed memory is kept for both sides, as `Training` keeps it: else the page faults of one are timed with the other.
+    """
+    ours.keep_freed_memory()
     x = torch.randn(shape)
     inputs = {name: step.prepare(x) for name, step in contenders.items()}
     gradients = {
