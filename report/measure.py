@@ -573,10 +573,10 @@ def measure_benchmark(data, repeats=31):
     architecture = framework.Architecture()
 
     def momentum(params):
-        return framework.SGD(params, 1e-3, 0.9)
+        return framework.SGD(params, benchmark.LR, 0.9)
 
     def muon(params):
-        return framework.Muon(params, 1e-3)
+        return framework.Muon(params, benchmark.LR)
 
     for name, optimiser, dtype in (
         ("SGD with momentum", momentum, torch.float32),

@@ -19,6 +19,8 @@ from torch import nn
 
 from Miniproject_2 import model as ours
 
+LR = 1e-9  # else the repeated random gradient saturates the sigmoid, and the tiny gradients then are slow to multiply
+
 
 def torch_network(architecture):
     """The layers of our `Network` out of torch.nn."""
@@ -250,9 +252,9 @@ def main():
         report(title, measure(contenders(block, layer), shape, options.repeats))
     for title, optimiser, dtype in [
         ("network, no optimiser", None, torch.float32),
-        ("network, SGD momentum: a step", lambda params: ours.SGD(params, 1e-3, 0.9), torch.float32),
-        ("network, Muon: a step", lambda params: ours.Muon(params, 1e-3), torch.float32),
-        ("the same in bfloat16", lambda params: ours.Muon(params, 1e-3), torch.bfloat16),
+        ("network, SGD momentum: a step", lambda params: ours.SGD(params, LR, 0.9), torch.float32),
+        ("network, Muon: a step", lambda params: ours.Muon(params, LR), torch.float32),
+        ("the same in bfloat16", lambda params: ours.Muon(params, LR), torch.bfloat16),
     ]:
         both = networks(a, optimiser, dtype)
         report(title, measure(both, (n, a.in_channels, size, size), options.repeats))
