@@ -924,6 +924,7 @@ GOOD = torch.zeros(2, 3, 4, 4)
         (GOOD.to_sparse(), TypeError, "dense tensor with values; got torch.sparse_coo"),
         (GOOD.to("meta"), TypeError, "got torch.strided on meta"),
         (GOOD[0], ValueError, r"images\[None\]"),
+        (GOOD[0, 0], ValueError, r"images\[None, None\]"),
         (GOOD[:, :1], ValueError, "3 channels"),
         (GOOD[:0], ValueError, "at least one"),
         (GOOD[..., :0], ValueError, "at least one"),

@@ -1037,7 +1037,8 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     ("images", "error", "words"),
     [
         ([[1.0]], TypeError, "must be a torch.Tensor"),
-        (torch.ones(3, 8, 8), ValueError, "batch dimension"),
+        (torch.ones(8, 8), ValueError, r"batch dimension with images\[None, None\]"),
+        (torch.ones(3, 8, 8), ValueError, r"batch dimension with images\[None\]"),
         (torch.ones(1, 1, 8, 8), ValueError, "must have 3 channels"),
         (torch.ones(0, 3, 8, 8), ValueError, "at least one image of one pixel"),
         (torch.ones(1, 3, 0, 8), ValueError, "at least one image of one pixel"),
