@@ -732,6 +732,10 @@ class PairNoise:
         """The standard error of one of the first four numbers."""
         return self.errors[("correlation", "line_correlation", "imbalance", "offset").index(name)]
 
+    def at_least(self, name):
+        """How large one of the first four numbers is without its sign, at least: by two standard errors."""
+        return abs(getattr(self, name)) - 2 * self.error(name)
+
     def _shown(self, *names):
         """Whether numbers are below their limits by two standard errors.
 
@@ -1378,7 +1382,7 @@ def no_gain_message(share, imbalance):
 
 def warn_of_contained_noise(noise):
     """Noise of one image that the other one has as well cannot be learnt, or is kept."""
-    if abs(noise.imbalance) - 2 * noise.error("imbalance") > CONTAINED:
+    if noise.at_least("imbalance") > CONTAINED:
         less, more = ("noisy_a", "noisy_b") if noise.imbalance < 0 else ("noisy_b", "noisy_a")
         warnings.warn(
             f"{less} has hardly any noise that {more} lacks: it is clean, or {more} was made from it by adding noise, "

@@ -232,7 +232,7 @@ def inspect_pairs(pairs, try_weights=True, device=None):
     levels = [math.sqrt(max(0.0, variance * (1 + sign * noise.imbalance))) for sign in (1, -1)]
     findings = [
         on_copies(pairs),
-        on_level(levels, abs(noise.imbalance) - 2 * noise.error("imbalance") > UNLIKE),
+        on_level(levels, noise.at_least("imbalance") > UNLIKE),
         on_shared(level_of([square[None] for square in first[:JUDGED]]), max(levels)),
         on_scenes(pairs),
         on_orientation(pairs, first, second),

@@ -334,7 +334,7 @@ def validate(model, pairs):
 def epoch_metrics(session, held, floored, validation):
     """The metrics of an epoch by name; the network has its averaged weights. `floored`: the loss has a floor."""
     noise = session.model.noise
-    unequal = abs(noise.imbalance) - 2 * noise.error("imbalance") > UNEQUAL
+    unequal = noise.at_least("imbalance") > UNEQUAL
     loss, noisy = held_out_loss(session.model, held, both=not unequal)
     metrics = {"training loss": session.mean_loss(), "loss": loss}
     floor = noisy / 2 * (1 - noise.imbalance if unequal else 1)  # the noise of the images predicted against

@@ -4,12 +4,13 @@
 #     sh Miniproject_1/others/shipped_weights.sh PHOTOS FOLDER
 #
 # FOLDER/bestmodel.pth is the result: a mean of the weights of the last two runs.
-# Stopped, the script goes on when it is started again. The code changed between the runs (to draw other noise, to train on
-# negatives, to grow by copies), and of the seeds only those of runs 2 and 7 to 14 are recorded: the result has other
+# Stopped, the script goes on when it is started again. The code changed between the runs (to draw other noise, to train
+# on negatives, to grow by copies), and of the seeds only those of runs 2 and 7 to 14 are recorded: the result has other
 # bits than bestmodel.pth.
 #
-# In runs 2 and 5 the new blocks began as the identity, and every hidden unit of all three of them died (was off everywhere); run 6
-# began them again as copies. It ruined large flat pictures, since it met images of 32 x 32 alone: run 7 has larger ones.
+# In runs 2 and 5 the new blocks began as the identity, and every hidden unit of all three of them died;
+# run 6 began them again as copies. It ruined large flat pictures, since it met images of 32 x 32 alone: run 7 has larger
+# ones.
 # The larger network of run 9 failed on large flat pictures again; run 10 has larger pairs, half of those with other
 # noise flat, and so has run 11. The first 40,000 pairs of run 9 were on a schedule of 400,000, the first 80,000 of
 # run 11 on one of 280,000, the first 40,000 of run 12 on one of 220,000. Run 13 had half as many large pairs, and gained
