@@ -1681,6 +1681,16 @@ class Training:
         copy_all(self.parameters, self.ema)
         self.network.forget()
 
+    @contextlib.contextmanager
+    def averaged(self):
+        """Gives the network its averaged weights within the context."""
+        own = [parameter.clone() for parameter in self.parameters]
+        self.finish()
+        try:
+            yield
+        finally:
+            copy_all(self.parameters, own)
+
     def state_dict(self):
         """Plain tensors and numbers; hand it to `load_state_dict` of a `Training` of the same network and recipe."""
         return {

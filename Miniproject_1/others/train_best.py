@@ -275,7 +275,7 @@ def train_round(model, training, photos, number, options):
     return torch.stack(losses).mean().item()
 
 
-def report(path, validation, model_class=Model):
+def report(path, validation, model_class):
     """PSNR of a weights file in dB, single pass; nan without validation data."""
     if validation is None:
         return float("nan")
@@ -339,17 +339,15 @@ def resume(training, checkpoint, options):
         ) from error
 
 
-def train(options, validation):
+def check_outputs(options):
+    """OSError where the weights or the checkpoint cannot be written."""
+    for path in (options.out, checkpoint_path(options.out)):
+        check_writable(path)
+
+
+def run_rounds(model, training, train_round, photos, options, validation):
     """Runs the rounds that are not done yet; after each, writes weights and checkpoint and prints a line."""
     checkpoint = checkpoint_path(options.out)
-    for path in (options.out, checkpoint):
-        check_writable(path)
-    model = make_model(options)
-    photos = load_photos(options.photos)
-    if options.revive:
-        noisy = draw_pairs(photos, 256, options.seed, noisy_pairs)[0].float() / 255
-        print(f"dead units: {revive(model.network, noisy, options.seed)}", flush=True)
-    training = Training(model.network, model.recipe, options.seed)
     first, start = resume(training, checkpoint, options) if checkpoint.exists() else (0, model.pairs_seen)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for number in rounds_left(first, options):
@@ -360,9 +358,21 @@ def train(options, validation):
         with training.averaged():
             model.save(options.out)
         save_atomically(checkpoint_of(training, number + 1, start, options), checkpoint)
-        decibels = report(options.out, validation)
+        decibels = report(options.out, validation, type(model))
         seconds = time.monotonic() - began
         print(f"{model.pairs_seen} pairs, loss {loss:.5f}, {decibels:.3f} dB, {seconds:.0f} s", flush=True)
+
+
+def train(options, validation):
+    """Trains a network as the options say."""
+    check_outputs(options)
+    model = make_model(options)
+    photos = load_photos(options.photos)
+    if options.revive:
+        noisy = draw_pairs(photos, 256, options.seed, noisy_pairs)[0].float() / 255
+        print(f"dead units: {revive(model.network, noisy, options.seed)}", flush=True)
+    training = Training(model.network, model.recipe, options.seed)
+    run_rounds(model, training, train_round, photos, options, validation)
 
 
 def main(arguments=None):

@@ -17,34 +17,19 @@ constant and falls to zero over the last part of the pairs. `new.pth` always hol
 `--negatives 0.25` a quarter of the batches are negatives: dark, saturated colours become bright and pale.
 """
 
-import time
-
 import torch
 
-from Miniproject_1.model import save_atomically
-from Miniproject_1.others.data import (
-    check_writable,
-    checkpoint_path,
-    load_photos,
-    plain_errors,
-    positive,
-    read_pairs,
-    share,
-    some_path,
-)
+from Miniproject_1.others.data import load_photos, plain_errors, positive, read_pairs, share, some_path
 from Miniproject_1.others.train_best import (
-    check_loss,
-    checkpoint_of,
+    check_outputs,
     draw_round,
     exchangeable,
     pairs_in_rounds,
-    report,
-    resume,
-    rounds_left,
+    run_rounds,
     seed_of,
     shared_parser,
 )
-from Miniproject_2.model import RATES, Model, Pairs, Recipe, Training, copy_all
+from Miniproject_2.model import RATES, Model, Pairs, Recipe, Training
 
 EMA_STEPS = 1_000
 SIZES = ("width", "deep_width", "kernel", "up_kernel")
@@ -99,19 +84,8 @@ def train_round(model, training, photos, number, options):
     return sum(losses).item() / len(losses)
 
 
-def write_averaged(model, training, path):
-    """Writes the averaged weights; the network itself keeps its own."""
-    own = [parameter.clone() for parameter in training.parameters]
-    training.finish()
-    model.save(path)
-    copy_all(training.parameters, own)
-
-
-def train(options, validation):
-    """Runs the rounds that are not done yet; after each, writes weights and checkpoint and prints a line."""
-    checkpoint = checkpoint_path(options.out)
-    for path in (options.out, checkpoint):
-        check_writable(path)
+def make_model(options):
+    """The model that the options ask for; ValueError where `--start` holds no weights for it."""
     recipe = Recipe(batch_size=options.batch_size, lr=options.lr, swap_pixels=exchangeable(options))
     sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name)}
     model = Model(seed=options.seed, recipe=recipe, **sizes)
@@ -121,20 +95,15 @@ def train(options, validation):
         model.load(options.start)
         if model.architecture.in_channels != 3:
             raise ValueError(f"--start must be for photographs; {options.start} has not 3 channels")
-    training = Training(model.network, recipe, options.seed, EMA_STEPS)
-    first, start = resume(training, checkpoint, options) if checkpoint.exists() else (0, model.pairs_seen)
-    photos = load_photos(options.photos)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    for number in rounds_left(first, options):
-        began = time.monotonic()
-        loss = train_round(model, training, photos, number, options)
-        check_loss(loss)
-        model.pairs_seen = start + (number + 1) * options.round
-        write_averaged(model, training, options.out)
-        save_atomically(checkpoint_of(training, number + 1, start, options), checkpoint)
-        decibels = report(options.out, validation, Model)
-        seconds = time.monotonic() - began
-        print(f"{model.pairs_seen} pairs, loss {loss:.5f}, {decibels:.3f} dB, {seconds:.0f} s", flush=True)
+    return model
+
+
+def train(options, validation):
+    """Trains a network as the options say."""
+    check_outputs(options)
+    model = make_model(options)
+    training = Training(model.network, model.recipe, options.seed, EMA_STEPS)
+    run_rounds(model, training, train_round, load_photos(options.photos), options, validation)
 
 
 def main(arguments=None):
