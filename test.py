@@ -751,9 +751,10 @@ def make_default_data():
     """The folder of the data set that this repository makes for itself, on first use."""
     sys.path.insert(0, str(HERE))
     try:
-        from Miniproject_1.others.data import default_data, progress_bar
+        from Miniproject_1.others.command_line import draw_progress
+        from Miniproject_1.others.data import default_data
 
-        return default_data(progress=progress_bar)
+        return default_data(progress=draw_progress)
     except (ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"the default data cannot be made: {describe(error)}; use -d DATA") from error
 

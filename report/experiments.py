@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from Miniproject_1.others.data import some_path
+from Miniproject_1.others.command_line import some_path
 from Miniproject_1.others.experiments import grid
 from Miniproject_2.others.experiments import NETWORKS, RATES
 from report import records

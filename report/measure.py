@@ -30,6 +30,7 @@ from Miniproject_1.model import LOW_NOISE, lagged_products, ratio_with_error
 from Miniproject_1.model import Model as Model1
 from Miniproject_1.model import Recipe as Recipe1
 from Miniproject_1.others import experiments, score_photo
+from Miniproject_1.others.command_line import some_path
 from Miniproject_1.others.data import (
     CELLS,
     add_noise,
@@ -37,11 +38,9 @@ from Miniproject_1.others.data import (
     centre_crop,
     noisy_and_clean,
     point_sample,
-    psnr,
-    psnr_of_each,
     render_scene,
-    some_path,
 )
+from Miniproject_1.others.metrics import psnr, psnr_of_each
 from Miniproject_2 import model as framework
 from Miniproject_2.model import Model as Model2
 from Miniproject_2.others import benchmark, rounding

@@ -42,7 +42,8 @@ from Miniproject_1.commands.support.noise_level import noise_level
 from Miniproject_1.commands.support.progress import progress_bar
 from Miniproject_1.commands.support.weights import add_weights, load_model, predicted, weights_file
 from Miniproject_1.model import CELL, NARROW, Tiling
-from Miniproject_1.others.data import check_new, check_writable, say_left_out, share, some_path
+from Miniproject_1.others.command_line import share, some_path
+from Miniproject_1.others.files import check_new, check_writable, say_left_out
 
 HARDLY_ANY = 2  # grey values of noise: from pictures with less, weights take detail as well
 TOO_NARROW = f"less than {NARROW} pixels high or wide: left as it is"

@@ -24,7 +24,8 @@ from Miniproject_1.commands.support.pairs import Scale, add_common_range, add_pa
 from Miniproject_1.commands.support.plots import check_figure, need_figure, save_figure
 from Miniproject_1.commands.support.progress import progress_bar
 from Miniproject_1.commands.support.weights import add_weights, load_model, predicted
-from Miniproject_1.others.data import some_path
+from Miniproject_1.others.command_line import some_path
+from Miniproject_1.others.metrics import mean_squared_error, psnr_of_mse
 
 SSIM_SETTINGS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
 SSIM_SIDE = 11  # pixels of its window
@@ -62,16 +63,6 @@ def add_arguments(parser):
 
 
 # ---------------------------------------------------------------------------------------------- measures
-
-
-def mean_squared_error(image, clean):
-    """Mean squared error of two images (1, C, H, W) in [0, 255], on the scale of [0, 1]."""
-    return ((image.double() - clean.double()) / 255).square().mean().item()
-
-
-def psnr(mse):
-    """In dB; inf for equal images, NaN for NaN."""
-    return math.inf if mse == 0 else -10 * math.log10(mse)
 
 
 def ssim(image, clean):
@@ -231,13 +222,13 @@ def run(options):
                 mse, similarity = mean_squared_error(image, clean), ssim(image, clean)
                 errors.setdefault(name, []).append((mse, image.numel()))
                 similarities.setdefault(name, []).append(similarity)
-                facts[name] = {"psnr": finite(psnr(mse)), "ssim": similarity and round(similarity, 4)}
+                facts[name] = {"psnr": finite(psnr_of_mse(mse)), "ssim": similarity and round(similarity, 4)}
             if options.json:
                 bar.write(json.dumps(facts))
             elif not options.quiet:
                 bar.write(f"{facts['name']}: " + ", ".join(in_words(n, f) for n, f in facts.items() if n != "name"))
             bar.next()
-    decibels = {name: [psnr(mse) for mse, _ in found] for name, found in errors.items()}
+    decibels = {name: [psnr_of_mse(mse) for mse, _ in found] for name, found in errors.items()}
     summary = {name: means(errors[name], similarities[name]) for name in errors}
     print(json.dumps({"images": count, "mean": summary}) if options.json else table(summary, count))
     if options.plot:
@@ -250,11 +241,11 @@ def run(options):
 def means(errors, similarities):
     pooled = math.fsum(mse * size for mse, size in errors) / sum(size for _, size in errors)
     known = [value for value in similarities if value is not None]
-    decibels = [psnr(mse) for mse, _ in errors if mse != 0]  # equal ones would make the mean infinite
+    decibels = [psnr_of_mse(mse) for mse, _ in errors if mse != 0]  # equal ones would make the mean infinite
     return {
         "psnr": round(sum(decibels) / len(decibels), 3) if decibels else None,
         "equal": len(errors) - len(decibels),
-        "psnr_of_pooled_error": finite(psnr(pooled)),
+        "psnr_of_pooled_error": finite(psnr_of_mse(pooled)),
         "ssim": round(sum(known) / len(known), 4) if known else None,
     }
 

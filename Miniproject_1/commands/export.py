@@ -26,7 +26,8 @@ from Miniproject_1.commands.support.arguments import check_outputs
 from Miniproject_1.commands.support.images import whole_file
 from Miniproject_1.commands.support.weights import PURPOSES, load_model, weights_file
 from Miniproject_1.model import NARROW, SMALLEST, Noise2NoiseNet, ResidualBlock, Symmetric
-from Miniproject_1.others.data import check_new, check_writable, some_path
+from Miniproject_1.others.command_line import some_path
+from Miniproject_1.others.files import check_new, check_writable
 
 CHECKED = ((1, 4, 5), (2, 37, 50), (3, 96, 129))  # N, H, W of the pictures that both predict
 TOLERANCE = 0.01  # grey values by which they may differ: rounding makes less than a thousandth

@@ -41,6 +41,7 @@ from Miniproject_1.model import (
     reorientation,
     subsample,
 )
+from Miniproject_1.others.metrics import psnr_of_mse
 
 FINE, WARNING, BAD = "fine", "warning", "BAD"
 SQUARES, SIDE = 1024, 64  # how many squares are measured, and their pixels a side
@@ -212,10 +213,6 @@ def estimated_mse(prediction, noisy, variance):
     """Estimated mean squared error of a prediction against the unknown clean image: that against an independent noisy
     image, minus its noise variance (which is why Noise2Noise works)."""
     return (prediction - noisy).square().mean().item() - variance
-
-
-def psnr_of(mse):
-    return 10 * math.log10(255**2 / mse)
 
 
 # ---------------------------------------------------------------------------------------------- findings
@@ -532,14 +529,14 @@ def on_gain(first, second, levels, try_weights, device):
     """What the shipped weights reach, measured without a clean image; training on the pairs themselves gives more."""
     if min(levels) < 1e-3:
         return None
-    noisy = psnr_of(levels[0] ** 2)
+    noisy = psnr_of_mse((levels[0] / 255) ** 2)
     values, said = {"noisy": round(noisy, 2)}, f"the first ones have about {noisy:.1f} dB"
     a, b = first[:JUDGED], second[:JUDGED]
     b = b - (b - a).mean((0, 2, 3), keepdim=True)
     for name in [name for name, path in SHIPPED.items() if path.is_file() and try_weights and a.shape[1] in (1, 3)]:
         model = load_model(name, device)
         mse = estimated_mse(predict_colours(model, a, "", ensemble=False).cpu(), b, levels[1] ** 2)
-        values[name] = round(psnr_of(mse), 2) if mse > 0.1 else None
+        values[name] = round(psnr_of_mse(mse / 255**2), 2) if mse > 0.1 else None
     reached = {name: value for name, value in values.items() if name != "noisy" and value is not None}
     if not reached:
         return Finding("gain", values, FINE, f"{said}.")

@@ -54,7 +54,6 @@ try:
 except ImportError:  # on Windows
     fcntl = None
 
-from Miniproject_1.commands.evaluate import mean_squared_error, psnr
 from Miniproject_1.commands.inspect import BAD, FINE, fit, inspect_pairs, on_single, print_findings
 from Miniproject_1.commands.support.arguments import add_max_megapixels, check_outputs
 from Miniproject_1.commands.support.distributed import (
@@ -94,7 +93,9 @@ from Miniproject_1.model import (
     save_atomically,
     whole_number,
 )
-from Miniproject_1.others.data import check_writable, checkpoint_path, read_checkpoint, some_path, tell
+from Miniproject_1.others.command_line import some_path, tell
+from Miniproject_1.others.files import check_writable, checkpoint_path, read_checkpoint
+from Miniproject_1.others.metrics import mean_squared_error, psnr, psnr_of_mse
 
 SQUARE = 128  # pixels a side: large pictures are cut into such squares
 HELD_SHARE, HELD_MOST = 20, 128  # one in so many squares is held out, at most so many in all
@@ -328,7 +329,7 @@ def validate(model, pairs):
     """Mean PSNR of the first pictures in dB, single pass."""
     numbers = range(min(len(pairs), VALIDATED))
     images = (pairs.pair(number) for number in numbers)
-    return sum(psnr(mean_squared_error(model.predict(a, ensemble=False).cpu(), b)) for a, b in images) / len(numbers)
+    return sum(psnr(model.predict(a, ensemble=False).cpu(), b) for a, b in images) / len(numbers)
 
 
 def epoch_metrics(session, held, floored, validation):
@@ -340,7 +341,7 @@ def epoch_metrics(session, held, floored, validation):
     floor = noisy / 2 * (1 - noise.imbalance if unequal else 1)  # the noise of the images predicted against
     metrics |= {"floor": floor} if floored else {"noisy": noisy}
     if floored and not loss <= floor:  # so that NaN remains one
-        metrics["dB"] = psnr(loss - floor)
+        metrics["dB"] = psnr_of_mse(loss - floor)
     if validation is not None:
         metrics["validation"] = validate(session.model, validation)
     return metrics

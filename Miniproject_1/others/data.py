@@ -21,15 +21,12 @@ section 3.
 """
 
 import argparse
-import hashlib
 import itertools
 import math
 import os
 import signal
 import sys
-import tempfile
 import threading
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -41,6 +38,18 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from Miniproject_1.others.command_line import (
+    count,
+    draw_progress,
+    exit_on_error,
+    some_path,
+    summary,
+    watched,
+)
+from Miniproject_1.others.files import check_new, check_writable, user_cache
+from Miniproject_1.others.metrics import psnr
+from Miniproject_1.others.photos import PHOTO_THREADS, load_photo, of_readable_photos
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN, VALIDATION = "train_data.pkl", "val_data.pkl"
 
@@ -50,10 +59,6 @@ CROPS_PER_SCENE = 20  # validation images and training pairs drawn from one proc
 DEFAULT_PAIRS, DEFAULT_VALIDATION, DEFAULT_SEED = 4000, 1000, 0  # of the data the grader makes for itself
 CACHE = ROOT / ".cache" / "default_data"
 
-PHOTO_ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
-PREVIEWS = {"@eaDir"}  # folders of them, which some servers put beside photos
-LEFT_OUT = 5  # at most so many kinds of files that are left out are named
-PHOTO_THREADS = 4  # each holds a photo of any size, so there are as many on a machine of 100 cores
 WINDOWS_WORKERS = 61  # Windows waits for 63 handles at most; two are the pool's own
 
 SCENE_SIDE = 384  # pixels: cells of 12 pixels, as an ImageNet photo of 500 x 375 has
@@ -200,126 +205,6 @@ def _shuffled(parts, seed):
 
 
 # ---------------------------------------------------------------------------------------------- photographs
-
-
-def read_names(path):
-    """The names in a text file, one a line."""
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def photo_files(folder):
-    """The photographs below a folder, by their endings, sorted, each file once; links are followed.
-
-    Hidden files and folders, whose names start with a dot, and the previews in folders called @eaDir do not count. How
-    many other files are left out is said on stderr, where photos that are not regular files are named: reading a pipe
-    would never end. ValueError if there is no photo.
-    """
-    if not Path(folder).is_dir():
-        raise ValueError(f"photos are read from a folder; {str(folder)!r} is not one")
-    files, others = {}, []
-
-    def skipped(error):
-        tell(f"skipped: {error.filename}: {error.strerror}")
-
-    for path in sorted(visible_files(folder, skipped, PREVIEWS)):
-        if path.suffix.lower() not in PHOTO_ENDINGS:
-            others.append(path)
-        elif path.is_file():
-            files.setdefault(os.path.realpath(path), path)
-        else:
-            tell(f"skipped: {path} is not a regular file")
-    say_left_out(folder, others, sorted(PHOTO_ENDINGS))
-    if not files:
-        endings = ", ".join(sorted(PHOTO_ENDINGS))
-        raise ValueError(f"no photo in {str(folder)!r}: expected files ending in {endings}")
-    return list(files.values())
-
-
-def visible_files(folder, failed, skipped=(), entered=()):
-    """The files below a folder without hidden ones, whose names, or those of their folders, start with a dot.
-
-    Linked folders are entered, each folder once: links may make circles.
-
-    Args:
-        failed: called with the OSError of each folder that cannot be read.
-        skipped: names of folders that are not entered.
-        entered: real paths of folders that are not entered.
-    """
-    entered = set(entered)
-    for parent, folders, files in os.walk(folder, onerror=failed, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        # in place: where, and in which order, `walk` goes on
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in skipped)
-        yield from (Path(parent, name) for name in files if not name.startswith("."))
-
-
-def say_left_out(folder, others, endings):
-    """One line about the files of a folder that are left out, by their endings, and about the endings that are read."""
-    if others:
-        counts = Counter(path.suffix.lower() or "without ending" for path in others).most_common()
-        kinds = [f"{number} {ending}" for ending, number in counts[:LEFT_OUT]] + ["others"] * (len(counts) > LEFT_OUT)
-        files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
-        tell(f"{folder}: {files} left out ({', '.join(kinds)}); read are {', '.join(endings)}")
-
-
-def load_photo(path):
-    """Reads a photograph as uint8 (3, H, W). ValueError where it cannot be read or is under 32 pixels a side."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("reading photos needs Pillow: pip install Pillow, or use `scenes`") from error
-    try:
-        with Image.open(path) as file:
-            deep = file.mode[0] in "IF"
-            if file.format == "TIFF" and file.n_frames > 1:
-                tell(f"{path.name}: only the first of its {file.n_frames} pictures is read")
-            image = file.convert("RGBA") if "transparency" in file.info else file  # Pillow warns otherwise
-            image = image.convert("RGB")
-    except Exception as error:  # damaged and oversized files make Pillow raise half a dozen kinds
-        raise ValueError(f"{path.name} is not a readable photo: {error}") from error
-    if deep:
-        raise ValueError(f"{path.name} has more than 8 bits a channel, which are not read; convert it first")
-    if min(image.size) < CELLS:
-        raise ValueError(
-            f"{path.name} has {image.size[0]} x {image.size[1]} pixels; each side must be at least {CELLS}"
-        )
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image.size[1], image.size[0], 3).permute(2, 0, 1).contiguous()
-
-
-def load_photos(folder):
-    """Every readable photo of a folder, a list of uint8 (3, H, W); the others are named on stderr."""
-    return _of_readable_photos(folder, lambda path, photo: photo)
-
-
-def _of_readable_photos(folder, function, progress=None):
-    """`function(path, photo)` of each readable photo; copies count once. ValueError if there is none.
-
-    Else a photo could be in training and a copy in validation.
-    """
-    files, results = photo_files(folder), {}
-
-    def call(path):
-        try:
-            result = function(path, load_photo(path))
-            return [(hashlib.sha256(path.read_bytes()).digest(), result)]
-        except (ValueError, OSError) as error:
-            tell(f"skipped: {error}")
-            return []
-
-    with ThreadPoolExecutor(PHOTO_THREADS) as pool:
-        found = [item for items in _watched(pool.map(call, files), len(files), progress) for item in items]
-    for digest, result in found:
-        results.setdefault(digest, result)
-    if not results:
-        raise ValueError(f"no photo in {str(folder)!r} could be read; see the names above")
-    if len(results) < len(found):
-        tell(f"left out: {len(found) - len(results)} of {len(found)} photos, byte for byte copies of others")
-    return list(results.values())
 
 
 # ---------------------------------------------------------------------------------------------- procedural scenes
@@ -481,7 +366,7 @@ def from_photos(folder, pairs, validation, seed, progress=None):
     Training takes random crops of each photo, validation its largest centred crop before any other. If both are asked
     for, every tenth photo is for validation, the rest for training.
     """
-    files = _of_readable_photos(folder, lambda path, photo: path, progress)
+    files = of_readable_photos(folder, lambda path, photo: path, progress)
     for_training = for_validation = files
     if pairs and validation:
         for_training, for_validation = [f for n, f in enumerate(files) if n % 10], files[::10]
@@ -492,7 +377,7 @@ def from_photos(folder, pairs, validation, seed, progress=None):
         jobs = _spread_evenly(len(files), count, seed)
         with ThreadPoolExecutor(PHOTO_THREADS) as pool:
             parts = pool.map(lambda job: draw(load_photo(files[job[0]]), *job[1:]), jobs)
-            return _shuffled(list(_watched(parts, len(jobs), progress)), seed)
+            return _shuffled(list(watched(parts, len(jobs), progress)), seed)
 
     return (
         data(for_training, noisy_pairs, pairs, seed) if pairs else None,
@@ -520,7 +405,7 @@ def _in_processes(function, jobs, progress):
     try:
         with _ctrl_c_ignored():  # by the workers, which inherit that: this process ends them
             results = pool.map(function, jobs)
-        return list(_watched(results, len(jobs), progress))
+        return list(watched(results, len(jobs), progress))
     except BrokenProcessPool as error:
         raise RuntimeError("a worker process ended, perhaps for want of memory") from error
     finally:
@@ -572,12 +457,6 @@ def default_data(folder=CACHE, progress=None):
     raise ValueError(f"there is no place for the default data: {reason}; use -d with data of your own") from reason
 
 
-def user_cache():
-    """The folder for data of the user that can be made again; the one for temporary files where there is no home."""
-    place = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(place if os.path.isabs(place) else tempfile.gettempdir())
-
-
 # ---------------------------------------------------------------------------------------------- files
 
 
@@ -604,7 +483,7 @@ def read_pairs(path):
 
 def save_data(folder, train, validation):
     """Writes `train_data.pkl` and `val_data.pkl`, each whole or not at all; None leaves a file alone."""
-    from Miniproject_1.model import save_atomically  # only here: data are made without a model.py, too
+    from Miniproject_1.model import save_atomically  # only here: the grader reads data even if a model.py is broken
 
     folder = Path(os.path.realpath(folder))  # a link to a folder that is not there yet
     folder.mkdir(parents=True, exist_ok=True)
@@ -622,135 +501,7 @@ def check_folder(folder, names=(TRAIN, VALIDATION), force=True):
         check_new(path, force)
 
 
-def check_new(path, force):
-    """Raises FileExistsError if there is a file or a link at the path, unless `force`."""
-    if os.path.lexists(path) and not force:
-        raise FileExistsError(f"{path} exists; --force overwrites")
-
-
-def check_writable(path):
-    """Raises ValueError unless a file can be written at the path; missing folders do not matter. Leaves nothing."""
-    target = Path(os.path.realpath(path))
-    try:
-        if target.is_dir():
-            raise IsADirectoryError(f"{target} is a folder")
-        if target.exists() and not target.is_file():
-            raise OSError(f"{target} is a device or a pipe, not a file")
-        folder = next(parent for parent in target.parents if os.path.lexists(parent))
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror or error}; choose another place") from error
-
-
-def checkpoint_path(out):
-    """Where the checkpoint of a training of these weights is."""
-    return out.with_name(out.name + ".checkpoint")
-
-
-def read_checkpoint(path):
-    """The checkpoint of a stopped training, as `save_atomically` wrote it; ValueError if it is damaged."""
-    from Miniproject_1.model import check_archive  # only here, as in `save_data`
-
-    try:
-        check_archive(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
-        raise
-    except Exception as error:  # damaged files make torch.load raise half a dozen kinds
-        raise ValueError(f"{path} is not a readable checkpoint; remove it to start anew") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} is not a checkpoint: it holds a {type(state).__name__}; remove it to start anew")
-    return state
-
-
-def psnr(images, clean):
-    """The grader's PSNR in dB: the mean over images of each one's PSNR; both (N, C, H, W) in [0, 255].
-
-    inf where an image is perfect, for which the grader counts 100 dB.
-    """
-    return psnr_of_each(images, clean).mean().item()
-
-
-def psnr_of_each(images, clean):
-    """PSNR of each image in dB, (N,); inf where it equals the clean one."""
-    error = ((images.float() - clean.float()) / 255).square().mean(dim=(1, 2, 3))
-    return -10 * error.log10()
-
-
 # ---------------------------------------------------------------------------------------------- command line
-
-
-def tell(message):
-    """Prints a line on stderr; programs without a console have none."""
-    if sys.stderr is not None:
-        sys.stderr.write(f"{message}\n")  # at once, so that the lines of several threads do not mix
-        sys.stderr.flush()
-
-
-def some_path(text):
-    """A path for the command line; "", as of an unset variable, would be the current folder."""
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty; name a file or a folder")
-    return Path(text)
-
-
-@contextmanager
-def plain_errors(command):
-    """Wraps a whole command: errors that its user can fix end it with one line, Ctrl-C with another and status 130.
-
-    Characters that an output cannot encode, as in file names, are escaped, so that no message is lost.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        yield
-    except KeyboardInterrupt:
-        tell(f"{command}: interrupted")
-        sys.exit(130)
-    except (ValueError, ImportError, OSError, RuntimeError, MemoryError) as error:
-        sys.exit(f"{command}: {' '.join(str(error).split()) or type(error).__name__}")
-
-
-def progress_bar(done, total):
-    """Draws a bar on stderr, if that is a terminal."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        filled = 40 * done // total
-        end = "\n" if done == total else ""
-        print(f"\r[{'#' * filled}{'.' * (40 - filled)}] {done}/{total}", end=end, file=sys.stderr, flush=True)
-
-
-def _watched(items, total, progress):
-    for done, item in enumerate(items, start=1):
-        if progress is not None:
-            progress(done, total)
-        yield item
-
-
-def count(text):
-    """A number of pairs or images, or a seed, for the command line."""
-    if not 0 <= int(text) < 2**32:
-        raise ValueError
-    return int(text)
-
-
-def positive(text):
-    """A number of at least 1, for the command line."""
-    if not count(text):
-        raise ValueError
-    return int(text)
-
-
-def share(text):
-    """A number from 0 to 1, for the command line."""
-    if not 0 <= float(text) <= 1:
-        raise ValueError
-    return float(text)
-
-
-def summary(doc):
-    """The first paragraph of a docstring; `python -OO` has none."""
-    return doc and doc.split("\n\n")[0]
 
 
 def parse_arguments(arguments=None):
@@ -801,8 +552,8 @@ def make_data(options):
     if not options.pairs and not options.validation:
         raise ValueError("--pairs and --validation are both 0: there is nothing to make")
     if options.command == "photos":
-        return from_photos(options.folder, options.pairs, options.validation, options.seed, progress_bar)
-    return from_scenes(options.pairs, options.validation, options.seed, progress_bar)
+        return from_photos(options.folder, options.pairs, options.validation, options.seed, draw_progress)
+    return from_scenes(options.pairs, options.validation, options.seed, draw_progress)
 
 
 def with_noise(folder, kind, level, seed):
@@ -821,7 +572,7 @@ def with_noise(folder, kind, level, seed):
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    with plain_errors("data.py"):
+    with exit_on_error("data.py"):
         check_out(options)
         train, validation = make_data(options)
         save_data(options.out, train, validation)
@@ -832,6 +583,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    if not __package__:  # run as a file: begin the path as `python -m` in the root does
-        sys.path[0] = str(ROOT)
     main()

@@ -23,7 +23,6 @@ import operator
 import platform
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -33,9 +32,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-
-if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from Miniproject_1.model import (
     ORIGINAL_RECIPE,
@@ -52,23 +48,11 @@ from Miniproject_1.model import (
     make_equivariant,
     zero_initialised,
 )
-from Miniproject_1.others.data import (
-    add_noise,
-    check_writable,
-    count,
-    draw_pairs,
-    load_photos,
-    noisy_and_clean,
-    noisy_and_mean,
-    noisy_pairs,
-    plain_errors,
-    positive,
-    progress_bar,
-    psnr,
-    read_pairs,
-    some_path,
-    summary,
-)
+from Miniproject_1.others.command_line import count, draw_progress, exit_on_error, positive, some_path, summary
+from Miniproject_1.others.data import add_noise, draw_pairs, noisy_and_clean, noisy_and_mean, noisy_pairs, read_pairs
+from Miniproject_1.others.files import check_writable
+from Miniproject_1.others.metrics import psnr
+from Miniproject_1.others.photos import load_photos
 
 # ---------------------------------------------------------------------------------------------- blocks
 
@@ -404,7 +388,7 @@ def trained_and_scored(model, pairs, epochs, validation):
     """The recipe, the seconds of training and the dB after it; the model is that of either project."""
     noisy, clean = validation
     began = time.monotonic()
-    model.train(*pairs, epochs, progress=lambda step, steps, _: progress_bar(step, steps))
+    model.train(*pairs, epochs, progress=lambda step, steps, _: draw_progress(step, steps))
     seconds = time.monotonic() - began
     return {
         "recipe": asdict(model.recipe),
@@ -546,7 +530,7 @@ def parse_arguments(arguments, variants):
 
 def main(arguments=None, variants=VARIANTS, run=run):
     options = parse_arguments(arguments, variants)
-    with plain_errors("experiments.py"):
+    with exit_on_error("experiments.py"):
         if options.command == "run":
             run_all(options, variants, run)
         else:

@@ -7,27 +7,14 @@ the grader's, the mean over images; the last column is the share of the images w
 """
 
 import argparse
-import sys
-from pathlib import Path
 
 import torch
 
-if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
 from Miniproject_1.model import PRETRAINED, Model
-from Miniproject_1.others.data import (
-    CELLS,
-    NOISES,
-    add_noise,
-    cell_means,
-    draws_of_each,
-    load_photos,
-    plain_errors,
-    psnr_of_each,
-    some_path,
-    summary,
-)
+from Miniproject_1.others.command_line import exit_on_error, some_path, summary
+from Miniproject_1.others.data import CELLS, NOISES, add_noise, cell_means, draws_of_each
+from Miniproject_1.others.metrics import psnr_of_each
+from Miniproject_1.others.photos import load_photos
 
 CROPS = 10  # of each photograph
 CONDITIONS = (  # (name, arguments of `noisy_and_clean`)
@@ -86,7 +73,7 @@ def parse_arguments(arguments=None):
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    with plain_errors("other_noise.py"):
+    with exit_on_error("other_noise.py"):
         model = Model()
         model.load(options.weights)
         pictures = load_photos(options.photos)

@@ -16,32 +16,18 @@ import functools
 import itertools
 import math
 import string
-import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
 from Miniproject_1.model import COURSE_PIXELS, Model, Pairs, Recipe, Training, lr_factor
-from Miniproject_1.others.data import (
-    NOISES,
-    check_writable,
-    count,
-    load_photo,
-    photo_files,
-    plain_errors,
-    positive,
-    progress_bar,
-    psnr_of_each,
-    read_names,
-    some_path,
-    summary,
-)
+from Miniproject_1.others.command_line import count, draw_progress, exit_on_error, positive, some_path, summary
+from Miniproject_1.others.data import NOISES
 from Miniproject_1.others.experiments import append_result, now_and_where, processor, read_results
+from Miniproject_1.others.files import check_writable, read_names
+from Miniproject_1.others.metrics import psnr_of_each
+from Miniproject_1.others.photos import load_photo, photo_files
 
 SIDE = 64  # pixels a side of the crops
 TEXT_SIZES = (8, 32)  # points
@@ -144,7 +130,7 @@ def learn(model, inputs, targets):
         batch = pairs.batch(index, training.generator)
         factor = lr_factor(training.steps, len(batches))
         training.step(*batch, factor, training.steps / len(batches))
-        progress_bar(training.steps, len(batches))
+        draw_progress(training.steps, len(batches))
     training.finish()
 
 
@@ -221,7 +207,7 @@ def run_all(options):
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    with plain_errors("paper_noises.py"):
+    with exit_on_error("paper_noises.py"):
         run_all(options)
 
 

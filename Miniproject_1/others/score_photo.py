@@ -26,17 +26,10 @@ import torch
 from torch import nn
 
 from Miniproject_1.model import PRETRAINED, Model, autocast, has_native_bfloat16
-from Miniproject_1.others.data import (
-    check_writable,
-    load_photo,
-    photo_files,
-    plain_errors,
-    positive,
-    psnr_of_each,
-    read_names,
-    some_path,
-    summary,
-)
+from Miniproject_1.others.command_line import exit_on_error, positive, some_path, summary
+from Miniproject_1.others.files import check_writable, read_names
+from Miniproject_1.others.metrics import psnr_of_each
+from Miniproject_1.others.photos import load_photo, photo_files
 
 PHOTOMODEL = PRETRAINED.with_name("photomodel.pth")
 LEVELS = (15.0, 25.0, 50.0)  # standard deviations in grey values, as the literature has them
@@ -230,7 +223,7 @@ def run(options):
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    with plain_errors("score_photo.py"):
+    with exit_on_error("score_photo.py"):
         run(options)
 
 

@@ -18,14 +18,10 @@ import argparse
 import functools
 import math
 import os
-import sys
 import time
 from pathlib import Path
 
 import torch
-
-if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from Miniproject_1.model import (
     Model,
@@ -39,25 +35,11 @@ from Miniproject_1.model import (
     save_atomically,
     to_device,
 )
-from Miniproject_1.others.data import (
-    CELLS,
-    check_writable,
-    checkpoint_path,
-    count,
-    draw_pairs,
-    load_photos,
-    noisy_and_mean,
-    noisy_pairs,
-    other_noises_and_mean,
-    plain_errors,
-    positive,
-    psnr,
-    read_checkpoint,
-    read_pairs,
-    share,
-    some_path,
-    summary,
-)
+from Miniproject_1.others.command_line import count, exit_on_error, positive, share, some_path, summary
+from Miniproject_1.others.data import CELLS, draw_pairs, noisy_and_mean, noisy_pairs, other_noises_and_mean, read_pairs
+from Miniproject_1.others.files import check_writable, checkpoint_path, read_checkpoint
+from Miniproject_1.others.metrics import psnr
+from Miniproject_1.others.photos import load_photos
 
 RECIPE_OPTIONS = {
     "batch_size": "pairs a step",
@@ -377,7 +359,7 @@ def train(options, validation):
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    with plain_errors("train_best.py"):
+    with exit_on_error("train_best.py"):
         train(options, read_pairs(options.validate) if options.validate else None)
 
 

@@ -63,20 +63,10 @@ from Miniproject_1.model import (
     read_weights,
     save_atomically,
 )
-from Miniproject_1.others.data import (
-    check_writable,
-    checkpoint_path,
-    load_photo,
-    photo_files,
-    plain_errors,
-    positive,
-    read_checkpoint,
-    read_names,
-    some_path,
-    summary,
-    tell,
-)
+from Miniproject_1.others.command_line import exit_on_error, positive, some_path, summary, tell
+from Miniproject_1.others.files import check_writable, checkpoint_path, read_checkpoint, read_names
 from Miniproject_1.others.photo_noise import Mixture, noisy_and_mean, uniform
+from Miniproject_1.others.photos import load_photo, photo_files
 from Miniproject_1.others.train_best import grow, revive
 
 
@@ -340,7 +330,7 @@ def run(options):
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    with plain_errors("train_photo.py"):
+    with exit_on_error("train_photo.py"):
         run(options)
 
 

@@ -9,6 +9,7 @@ import torch
 from Miniproject_1.__main__ import main
 from Miniproject_1.commands import evaluate
 from Miniproject_1.model import Model
+from Miniproject_1.others import metrics
 
 
 def pictures(channels, count=1, size=48):
@@ -25,9 +26,9 @@ def test_classics_take_any_number_of_channels(channels):
     pytest.importorskip("skimage")
     pytest.importorskip("pywt")
     clean, noisy = pictures(channels)
-    before = evaluate.mean_squared_error(noisy, clean)
+    before = metrics.mean_squared_error(noisy, clean)
     for image in evaluate.classics(noisy, clean).values():
-        assert image.shape == clean.shape and evaluate.mean_squared_error(image, clean) < before / 2
+        assert image.shape == clean.shape and metrics.mean_squared_error(image, clean) < before / 2
 
 
 @pytest.mark.parametrize("difference", [0, 10])

@@ -17,6 +17,7 @@ from Miniproject_1.__main__ import main
 from Miniproject_1.commands import evaluate, inspect, train
 from Miniproject_1.commands.support import pairs
 from Miniproject_1.model import Model, read_weights
+from Miniproject_1.others import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,7 +67,7 @@ def test_a_line_an_epoch_says_what_is_reached(files, capsys):
     noisy, clean = torch.load(files / "val.pkl")
     assert model.pairs_seen == 3 * 38  # two of 40 are held out
     psnrs = [
-        evaluate.psnr(evaluate.mean_squared_error(model.predict(a[None], False), b[None]))
+        metrics.psnr_of_mse(metrics.mean_squared_error(model.predict(a[None], False), b[None]))
         for a, b in zip(noisy, clean, strict=True)
     ]
     assert sum(psnrs) / len(psnrs) == pytest.approx(valid, abs=0.01)
@@ -477,7 +478,7 @@ def single_pictures(folder, noise, count=8, size=192):
         noisy = clean + noise(torch.randn(clean.shape, generator=torch.Generator().manual_seed(number)))
         write(folder / "noisy" / f"{number}.png", noisy)
         write(folder / "clean" / f"{number}.png", clean)
-        found.append(evaluate.psnr(evaluate.mean_squared_error(noisy.clamp(0, 255), clean)))
+        found.append(metrics.psnr_of_mse(metrics.mean_squared_error(noisy.clamp(0, 255), clean)))
     return sum(found) / count
 
 
@@ -830,11 +831,11 @@ def test_classics_are_better_than_noise(capsys):
     pytest.importorskip("skimage")
     pytest.importorskip("pywt")
     clean, noisy, _ = data(1, 48)
-    before = evaluate.mean_squared_error(noisy, clean)
+    before = metrics.mean_squared_error(noisy, clean)
     found = evaluate.classics(noisy, clean)
     assert list(found) == ["non-local means", "wavelets", "total variation"]
     for image in found.values():
-        assert image.shape == clean.shape and evaluate.mean_squared_error(image, clean) < before / 2
+        assert image.shape == clean.shape and metrics.mean_squared_error(image, clean) < before / 2
 
 
 def test_equal_pictures_are_said_to_be_equal(files, capsys):

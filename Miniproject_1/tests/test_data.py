@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from Miniproject_1.others import data
+from Miniproject_1.others.command_line import draw_progress, tell
+from Miniproject_1.others.files import user_cache
+from Miniproject_1.others.metrics import psnr
+from Miniproject_1.others.photos import load_photo, load_photos, photo_files
 
-FOLDER = Path(data.__file__).parent
 posix = pytest.mark.skipif(os.name != "posix", reason="file names, pipes and limits of POSIX")
 
 
@@ -142,7 +145,7 @@ def test_scenes_have_the_noise_of_photographs():
     """noise.md's figures for photographs: 20.8 dB, and channels that share most of the noise (0.72 to 0.89)."""
     parts = [data.noisy_and_clean(data.render_scene(seed), 20, seed) for seed in range(12)]
     noisy, clean = (torch.cat(column) for column in zip(*parts, strict=True))
-    assert 19.0 < data.psnr(noisy, clean) < 22.0
+    assert 19.0 < psnr(noisy, clean) < 22.0
     noise = (noisy.float() - clean.float()).transpose(0, 1).flatten(1)
     assert torch.corrcoef(noise).min() > 0.7
 
@@ -196,14 +199,18 @@ def test_photo_command_skips_and_names_what_it_cannot_read(tmp_path, capsys):
     errors = capsys.readouterr().err
     assert all(name in errors for name in ("broken.jpg", "small.png", "deep.png"))
     assert "notes.txt" not in errors and "a.png" not in errors
-    assert torch.equal(data.load_photo(photos / "a.png"), picture(80, 64))
+    assert torch.equal(load_photo(photos / "a.png"), picture(80, 64))
     assert len(torch.load(tmp_path / "out" / "train_data.pkl", weights_only=True)[0]) == 20
 
 
 def test_no_photo_is_in_training_and_validation(tmp_path, monkeypatch):
     for number in range(11):
         (tmp_path / f"{number:02}.png").write_text(str(number))
-    monkeypatch.setattr(data, "load_photo", lambda path: torch.full((3, 40, 40), int(path.stem), dtype=torch.uint8))
+    for module in ("photos", "data"):  # the one that checks, and the one that draws
+        monkeypatch.setattr(
+            f"Miniproject_1.others.{module}.load_photo",
+            lambda path: torch.full((3, 40, 40), int(path.stem), dtype=torch.uint8),
+        )
     train, validation = data.from_photos(tmp_path, 30, 6, seed=0)
     assert train[0].unique().tolist() == list(range(1, 10)) and validation[0].unique().tolist() == [0, 10]
     assert len(data.from_photos(tmp_path, 11, 0, seed=0)[0][0].unique()) == 11
@@ -294,10 +301,10 @@ def test_photos_of_several_pages_or_transparent_colours_are_told_or_read(tmp_pat
     Image = pytest.importorskip("PIL.Image")
     one, two = (Image.new("RGB", (40, 40), colour) for colour in ("red", "blue"))
     one.save(tmp_path / "two.tif", save_all=True, append_images=[two])
-    assert data.load_photo(tmp_path / "two.tif")[:, 0, 0].tolist() == [255, 0, 0]
+    assert load_photo(tmp_path / "two.tif")[:, 0, 0].tolist() == [255, 0, 0]
     assert "two.tif: only the first of its 2 pictures is read" in capsys.readouterr().err
     one.quantize(4).save(tmp_path / "palette.png", transparency=bytes([0, 128, 255, 255]))
-    assert data.load_photo(tmp_path / "palette.png").shape == (3, 40, 40)
+    assert load_photo(tmp_path / "palette.png").shape == (3, 40, 40)
     assert [str(warning.message) for warning in recwarn.list] == []
 
 
@@ -309,7 +316,7 @@ def test_unknown_noise_is_refused():
 def test_psnr_is_the_mean_over_images():
     clean = torch.zeros(2, 3, 4, 4)
     images = torch.tensor([25.5, 2.55]).view(2, 1, 1, 1).expand_as(clean)
-    assert data.psnr(images, clean) == pytest.approx((20 + 40) / 2)
+    assert psnr(images, clean) == pytest.approx((20 + 40) / 2)
 
 
 # ---------------------------------------------------------------------------------------------- what goes wrong
@@ -355,8 +362,8 @@ def test_programs_without_a_console_make_data(course_data, tmp_path, monkeypatch
 
 def test_without_stderr_nothing_of_it_is_printed_on_stdout(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", None)
-    data.tell("skipped")
-    data.progress_bar(1, 2)
+    tell("skipped")
+    draw_progress(1, 2)
     assert capsys.readouterr().out == ""
 
 
@@ -371,7 +378,7 @@ def test_linked_folders_are_read_each_photo_once(tmp_path):
     (photos / "same").symlink_to(disk)
     (photos / "again.png").symlink_to(photos / "own.png")
     (disk / "circle").symlink_to(photos)
-    assert data.photo_files(photos) == [photos / name for name in ("again.png", "album/a.png", "album/b.png")]
+    assert photo_files(photos) == [photos / name for name in ("again.png", "album/a.png", "album/b.png")]
 
 
 @posix
@@ -380,7 +387,7 @@ def test_what_is_no_regular_file_is_named_and_not_opened(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "nowhere.png").symlink_to(tmp_path / "missing")
     (tmp_path / "itself.png").symlink_to(tmp_path / "itself.png")
-    assert data.photo_files(tmp_path) == [tmp_path / "a.png"]
+    assert photo_files(tmp_path) == [tmp_path / "a.png"]
     errors = capsys.readouterr().err
     assert all(name in errors for name in ("pipe.png", "nowhere.png", "itself.png"))
 
@@ -390,7 +397,7 @@ def test_hidden_files_do_not_count_and_others_are_told_by_ending(tmp_path, capsy
     for path in (tmp_path / name for name in names):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert data.photo_files(tmp_path) == [tmp_path / "one.jpg", tmp_path / "two.JFIF"]
+    assert photo_files(tmp_path) == [tmp_path / "one.jpg", tmp_path / "two.JFIF"]
     assert "3 files are left out (2 .heic, 1 without ending); read are .bmp, .jfif" in capsys.readouterr().err
 
 
@@ -405,7 +412,7 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch, capsys):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert data.photo_files(tmp_path) == [tmp_path / "a.png"]
+    assert photo_files(tmp_path) == [tmp_path / "a.png"]
     assert "closed: Permission denied" in capsys.readouterr().err
 
 
@@ -417,7 +424,7 @@ def test_copies_of_a_photo_count_once(tmp_path, capsys):
     train, validation = data.from_photos(tmp_path, 20, 20, seed=0)
     assert validation[1].unique().tolist() == [0] and train[0].unique().tolist() == [1, 2]
     assert "left out: 9 of 12 photos" in capsys.readouterr().err
-    assert len(data.load_photos(tmp_path)) == 3
+    assert len(load_photos(tmp_path)) == 3
 
 
 @posix
@@ -429,7 +436,7 @@ def test_names_and_outputs_of_any_encoding_lose_no_message(tmp_path, capsys):
     data.main(["photos", str(odd), "--pairs", "2", "--validation", "0", "--out", str(odd / "out")])
     assert len(data.read_pairs(odd / "out" / "train_data.pkl")[0]) == 2
     assert r"skipped: \udcfd.png" in capsys.readouterr().err
-    with data.plain_errors("x"):
+    with data.exit_on_error("x"):
         print(odd)
     assert r"\udcff" in capsys.readouterr().out
 
@@ -553,21 +560,21 @@ def test_a_worker_process_that_is_killed_is_told_in_a_line(tmp_path, monkeypatch
             worker.kill()
         return list(results)
 
-    monkeypatch.setattr(data, "_watched", kill)
+    monkeypatch.setattr(data, "watched", kill)
     with pytest.raises(SystemExit, match=r"data\.py: a worker process ended, perhaps for want of memory"):
         data.main(["scenes", "--pairs", "1", "--validation", "1", "--out", str(tmp_path)])
 
 
 @pytest.mark.parametrize(("error", "told"), [(RuntimeError("no\nmemory"), "no memory"), (MemoryError(), "MemoryError")])
 def test_want_of_memory_is_told_in_a_line(error, told):
-    with pytest.raises(SystemExit, match=f"x: {told}"), data.plain_errors("x"):
+    with pytest.raises(SystemExit, match=f"x: {told}"), data.exit_on_error("x"):
         raise error
 
 
 @posix
 def test_ctrl_c_ends_all_processes_with_one_line(tmp_path):
     code = "import os, signal; from Miniproject_1.others import data; "
-    code += "data._watched = lambda *_: os.killpg(0, signal.SIGINT); data.main()"  # when the workers have been started
+    code += "data.watched = lambda *_: os.killpg(0, signal.SIGINT); data.main()"  # when the workers have been started
     result = run_python(
         *("-c", code, "scenes", "--pairs", "100", "--out", tmp_path / "out"),
         cwd=data.ROOT,
@@ -578,21 +585,10 @@ def test_ctrl_c_ends_all_processes_with_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["data", "experiments", "other_noise", "train_best"])
-def test_commands_run_as_files_without_docstrings(name, tmp_path):
-    result = run_python("-OO", FOLDER / f"{name}.py", "--help", cwd=tmp_path)
+@pytest.mark.parametrize("name", ["data", "experiments", "other_noise", "paper_noises", "train_best", "train_photo"])
+def test_commands_run_without_docstrings(name):
+    result = run_python("-OO", "-m", f"Miniproject_1.others.{name}", "--help", cwd=data.ROOT)
     assert result.returncode == 0 and "usage:" in result.stdout, result.stderr
-
-
-def test_commands_run_as_modules():
-    assert "usage:" in run_python("-m", "Miniproject_1.others.train_best", "--help", cwd=data.ROOT).stdout
-
-
-def test_the_file_makes_data_in_worker_processes(tmp_path):
-    options = ["scenes", "--pairs", "3", "--validation", "0", "--out", "out"]
-    result = run_python(FOLDER / "data.py", *options, cwd=tmp_path)
-    assert result.stdout == "train_data.pkl: 3 pairs\n", result.stderr
-    assert len(data.read_pairs(tmp_path / "out" / "train_data.pkl")[0]) == 3
 
 
 @pytest.mark.parametrize(
@@ -652,6 +648,6 @@ def test_default_data_of_a_checkout_that_cannot_be_written_go_to_the_users_cache
 def test_without_a_home_the_users_cache_is_a_temporary_folder(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    assert data.user_cache() == Path(tempfile.gettempdir())
+    assert user_cache() == Path(tempfile.gettempdir())
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert data.user_cache() == Path(tempfile.gettempdir())
+    assert user_cache() == Path(tempfile.gettempdir())

@@ -10,6 +10,7 @@ import torch
 
 from Miniproject_1.model import Model, Recipe, Training
 from Miniproject_1.others import data, experiments
+from Miniproject_1.others.metrics import psnr
 
 RESULTS = Path(experiments.__file__).resolve().parents[2] / "report" / "results" / "project_1.jsonl"
 
@@ -37,7 +38,7 @@ def test_every_variant_learns_and_is_scored(photos, name):
     assert 5 < row["single"] < 60 and 5 < row["ensemble"] < 60
     variant = experiments.VARIANTS[name]
     fresh, noisy = experiments.make_model(variant, 0), validation[0]
-    assert round(data.psnr(fresh.predict(noisy, ensemble=False), validation[1]), 3) != row["single"]
+    assert round(psnr(fresh.predict(noisy, ensemble=False), validation[1]), 3) != row["single"]
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 13)])

@@ -465,7 +465,7 @@ def test_default_data_that_cannot_be_made_are_explained(grader, tmp_path, monkey
 
     monkeypatch.setattr(grader.signal, "signal", lambda *_: None)
     monkeypatch.setattr(grader.sys, "path", list(sys.path))
-    stand_in = SimpleNamespace(default_data=default_data, progress_bar=None)
+    stand_in = SimpleNamespace(default_data=default_data)
     monkeypatch.setitem(sys.modules, "Miniproject_1.others.data", stand_in)
     assert grader.main(["-p", str(tmp_path)]) == 2
     lines = capsys.readouterr().err.splitlines()

@@ -5,6 +5,7 @@ import torch
 
 from Miniproject_1.model import Model
 from Miniproject_1.others import data, other_noise
+from Miniproject_1.others.metrics import psnr
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def test_cells_have_the_size_asked_for(pictures):
 def test_cells_of_one_pixel_and_many_samples_have_no_noise_left(pictures):
     noisy, clean = other_noise.noisy_and_clean(pictures, cell=1)
     assert torch.equal(noisy, clean)
-    decibels = [data.psnr(*other_noise.noisy_and_clean(pictures, samples=count)) for count in (1, 4, 16)]
+    decibels = [psnr(*other_noise.noisy_and_clean(pictures, samples=count)) for count in (1, 4, 16)]
     assert 5 < decibels[1] - decibels[0] < 7 and 5 < decibels[2] - decibels[1] < 7  # 6.02 in the mean error
 
 
@@ -56,7 +57,7 @@ def test_the_shipped_weights_make_no_noise_worse(pictures):
         images = other_noise.noisy_and_clean(pictures, **condition)
         if images and name != "16 samples a pixel":  # 34 dB, on the scenes of the tests: the rest is mostly texture
             noisy, clean = images
-            assert data.psnr(model.predict(noisy), clean) > data.psnr(noisy, clean) + 1, name
+            assert psnr(model.predict(noisy), clean) > psnr(noisy, clean) + 1, name
 
 
 @pytest.mark.parametrize("weights", ["missing.pth", "damaged.pth"])

@@ -8,7 +8,8 @@ import torch
 
 from Miniproject_1.model import Model, Recipe
 from Miniproject_1.others import paper_noises
-from Miniproject_1.others.data import psnr_of_each, render_scene
+from Miniproject_1.others.data import render_scene
+from Miniproject_1.others.metrics import psnr_of_each
 
 Image = pytest.importorskip("PIL.Image")
 

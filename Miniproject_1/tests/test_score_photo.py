@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from Miniproject_1.model import Model
 from Miniproject_1.others import score_photo
-from Miniproject_1.others.data import psnr_of_each, render_scene
+from Miniproject_1.others.data import render_scene
+from Miniproject_1.others.metrics import psnr_of_each
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -7,8 +7,11 @@ import torch
 
 from Miniproject_1.model import D4, Model, apply_d4
 from Miniproject_1.others import train_photo
-from Miniproject_1.others.data import load_photo, psnr, read_names, render_scene
+from Miniproject_1.others.data import render_scene
+from Miniproject_1.others.files import read_names
+from Miniproject_1.others.metrics import psnr
 from Miniproject_1.others.photo_noise import Mixture
+from Miniproject_1.others.photos import load_photo
 from Miniproject_1.others.train_photo import Patches, Settings, files_to_learn_from, reduced_photo
 
 Image = pytest.importorskip("PIL.Image")

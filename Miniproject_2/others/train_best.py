@@ -19,7 +19,9 @@ constant and falls to zero over the last part of the pairs. `new.pth` always hol
 
 import torch
 
-from Miniproject_1.others.data import load_photos, plain_errors, positive, read_pairs, share, some_path
+from Miniproject_1.others.command_line import exit_on_error, positive, share, some_path
+from Miniproject_1.others.data import read_pairs
+from Miniproject_1.others.photos import load_photos
 from Miniproject_1.others.train_best import (
     check_outputs,
     draw_round,
@@ -108,7 +110,7 @@ def train(options, validation):
 
 def main(arguments=None):
     options = parse_arguments(arguments)
-    with plain_errors("train_best.py"):
+    with exit_on_error("train_best.py"):
         train(options, read_pairs(options.validate) if options.validate else None)
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from Miniproject_1.others import data
+from Miniproject_1.others.metrics import psnr
 from Miniproject_2 import model as ours
 from Miniproject_2.others import experiments
 
@@ -18,7 +19,7 @@ def test_every_variant_learns_and_is_scored(photos, name):
     row = experiments.run(name, 0, photos, 16, 1, validation)
     assert row["parameters"] > 1000 and row["multiply_adds"] > 1e6 and row["seconds"] > 0
     fresh = experiments.make_model(experiments.VARIANTS[name], 0)
-    assert round(data.psnr(fresh.predict(validation[0], ensemble=False), validation[1]), 3) != row["single"]
+    assert round(psnr(fresh.predict(validation[0], ensemble=False), validation[1]), 3) != row["single"]
     assert 5 < row["single"] < 60 and 5 < row["ensemble"] < 60
 
 

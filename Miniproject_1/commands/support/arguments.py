@@ -7,7 +7,7 @@ import re
 
 from Miniproject_1.commands.support.distributed import is_first
 from Miniproject_1.commands.support.images import DEFAULT_MEGAPIXELS, ENDINGS
-from Miniproject_1.others.data import say_left_out, visible_files
+from Miniproject_1.others.files import say_left_out, visible_files
 
 NEGATIVE = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
@@ -65,7 +65,7 @@ def pictures_below(folder):
 def files_below(folder, out=None, failed=None):
     """The pictures below a folder, and the other files, both sorted.
 
-    Those that `data.visible_files` finds, without the folder `out`. `failed` is called with the OSError of each folder
+    Those that `visible_files` finds, without the folder `out`. `failed` is called with the OSError of each folder
     that cannot be read; without it the first is raised.
     """
     pictures, others = [], []

@@ -217,7 +217,7 @@ def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError("no such file" if not path.exists() else "not a file")
-    with plain_errors(), no_pixel_limit(Image), open(path, "rb") as file:
+    with decoding_errors(), no_pixel_limit(Image), open(path, "rb") as file:
         picture = decode(file, max_megapixels)
     return checked(picture, value_range)
 
@@ -225,12 +225,12 @@ def read_picture(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
 def read_pages(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
     """The pages of a TIFF as `Picture`s, one at a time; arguments and errors as of `read_picture`."""
     with open(path, "rb") as file:
-        with plain_errors():
+        with decoding_errors():
             pages = need_tifffile().TiffFile(file).pages
             count = len(pages)
         for number in range(count):
             try:
-                with plain_errors():
+                with decoding_errors():
                     picture = decode_page(pages[number], file, max_megapixels)
                 picture = checked(picture, value_range)
             except ValueError as error:
@@ -239,7 +239,7 @@ def read_pages(path, max_megapixels=DEFAULT_MEGAPIXELS, value_range=None):
 
 
 @contextlib.contextmanager
-def plain_errors():
+def decoding_errors():
     """Says what is wrong with a file in one ValueError, without warnings."""
     try:
         with silence():

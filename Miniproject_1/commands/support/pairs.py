@@ -30,7 +30,7 @@ from Miniproject_1.commands.support.images import (
     to_255,
 )
 from Miniproject_1.model import out_of_scale
-from Miniproject_1.others.data import some_path
+from Miniproject_1.others.command_line import some_path
 
 PAIRS_HELP = (
     "two pictures, or two folders whose files are paired by name; a .pkl alone, which holds two tensors (N, C, H, W) "

@@ -1,7 +1,7 @@
 """Figures of the commands, by matplotlib: an optional extra, imported only where one is asked for."""
 
 from Miniproject_1.commands.support.images import whole_file
-from Miniproject_1.others.data import check_new, check_writable
+from Miniproject_1.others.files import check_new, check_writable
 
 
 def need_figure():
