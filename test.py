@@ -11,7 +11,7 @@ temporary files, and when the file of `--json` cannot be written, even at the en
 129 when the terminal has been closed.
 
 Graded code is not trusted. Each step runs in a child process of its own (`run_step`, `serve`), in an empty working
-directory, its output captured, under a time limit. Code that forges its results is not found out: read it, too. From
+directory, its output captured, under a time limit. The grader cannot detect forged results: read the code, too. From
 top to bottom: the pass criteria, rows and data, the checks of Model, of its training and of the blocks, the steps and
 their processes, the command line.
 """

@@ -104,7 +104,7 @@ class Recipe:
         """The recipe for pairs with this `PairNoise` and variance of the noise, its open choices made.
 
         The last layer makes the noise that is taken away. At the full rate, its first steps make more noise than there
-        is, after which some units stay off for good: below LOW_NOISE its rate is proportional to the variance.
+        is, after which some ReLUs die: below LOW_NOISE its rate is proportional to the variance.
         """
         measured = {"swap_pixels": noise.exchangeable, "both_directions": noise.alike}
         measured["last_lr_scale"] = min(1.0, variance / LOW_NOISE**2)
@@ -148,7 +148,7 @@ TOO_FAR = 0.3  # ... and by more than so many pixels
 CONTRAST = 0.05  # see `contrast_difference`
 REORIENTED = 0.05  # share of the squared difference that another view must save, by four standard errors
 CONTAINED = 0.95  # imbalance of the noise, by two standard errors, from which one image's noise lies in the other's
-NO_GAIN = 0.99  # of the squared error, for equally noisy images: if more is left, a training has been in vain
+NO_GAIN = 0.99  # of the squared error, for equally noisy images: if more is left, `train` warns that it has gained hardly anything
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 INITIAL = contextvars.ContextVar("generator of initial weights", default=None)  # None: torch's global one
 
@@ -159,7 +159,7 @@ D4 = tuple((transpose, axes) for transpose in (False, True) for axes in ((), (2,
 
 
 def apply_d4(images, element):
-    """Applies a symmetry of the square to (B, C, H, W): transposes first (W x H), then flips."""
+    """One of the eight symmetries of the square on (B, C, H, W): transposed first (W x H), then flipped."""
     transpose, axes = element
     return (images.transpose(2, 3) if transpose else images).flip(axes)
 
@@ -384,7 +384,7 @@ def cell_members(pixels, cell):
 def blended(cells, size, cell):
     """(B, C, rows, columns) -> (B, C, *size): linear between the centres of the cells, constant outside of them.
 
-    Much faster than `F.interpolate`, above all backwards.
+    Much faster than `F.interpolate`, above all in the backward pass.
     """
     if cells.shape[2:] == (1, 1):
         return cells  # broadcast
@@ -827,7 +827,7 @@ def line_products(blocks, axis):
     return pairs.mean((1, 2)) / (count * (count - 1))
 
 
-def mismatch(noisy_a, noisy_b):
+def mismatch_warning(noisy_a, noisy_b):
     """What speaks against pairs (N, C, H, W) in [0, 255] being two noisy versions of the same images, or ''."""
     a, b = subsample(noisy_a), subsample(noisy_b.to(noisy_a.device))
     if found := reorientation(a, b):
@@ -846,7 +846,7 @@ def mismatch(noisy_a, noisy_b):
     if moved > DISPLACED + 2 * error and distance > TOO_FAR:
         return (
             f"noisy_a and noisy_b seem to be displaced by about {distance:.1g} pixels: {moved:.0%} of their difference "
-            "follows the slopes of the images. The model learns to blur what moves. Align them first"
+            "follows the slopes of the images. The model would learn to blur. Align them first"
         )
     slope, slope_error = contrast_difference(a, b)
     if abs(slope) > CONTRAST + 2 * slope_error:
@@ -1301,7 +1301,7 @@ def check_pairs(noisy_a, noisy_b, in_channels):
 
 
 def number_of_epochs(epochs, num_epochs):
-    """Whichever of the two was given, as a positive int."""
+    """The one of the two names that was given, a positive int."""
     if num_epochs is not None and epochs != 1:
         raise TypeError("train takes the number of epochs once: train(a, b, 1), epochs=1 or num_epochs=1")
     return whole_number(epochs if num_epochs is None else num_epochs, "epochs", 1)
@@ -1326,49 +1326,65 @@ def out_of_scale(images):
     return any(where.float().mean().item() > share for where, share in found)
 
 
-def warn_of_range(images):
-    """Warns of values that are not in [0, 255]."""
-    if out_of_scale(images):
-        low, high = images.float().min().item(), images.float().max().item()  # uint16 has no min
-        warnings.warn(
-            f"values must be in [0, 255], but these images have [{low:g}, {high:g}]: scale them first, by images * 255 "
-            "for [0, 1], (images - black) * 255 / (white - black) for other ranges, images + 128 for values around 0",
-            stacklevel=4,
-        )
+def range_warning(images):
+    """Of values that are not in [0, 255]; or ''."""
+    if not out_of_scale(images):
+        return ""
+    low, high = images.float().min().item(), images.float().max().item()  # uint16 has no min
+    return (
+        f"values must be in [0, 255], but these images have [{low:g}, {high:g}]: scale them first, by images * 255 "
+        "for [0, 1], (images - black) * 255 / (white - black) for other ranges, images + 128 for values around 0"
+    )
 
 
-def warn_of_equal_images(noisy_a, noisy_b):
-    """Trained on equal images, a network will keep the noise. A few may be so by chance, where there is no noise."""
+def equality_warning(noisy_a, noisy_b):
+    """Trained on equal images, a network keeps the noise. A few may be equal by chance, where there is no noise."""
     noisy_b = noisy_b.to(noisy_a.device)
     if noisy_a.dtype != noisy_b.dtype:
         noisy_a, noisy_b = noisy_a.float(), noisy_b.float()
-    equal = sum(map(torch.equal, noisy_a, noisy_b))
-    if equal > len(noisy_a) / 20:
-        which = "noisy_a and noisy_b" if equal == len(noisy_a) else f"{equal} of {len(noisy_a)} pairs"
-        warnings.warn(
-            f"{which} are equal, noise included: the model learns to keep it. Pass two versions of the same images, "
-            "with independent noise",
-            stacklevel=4,
-        )
+    equal = sum(a.equal(b) for a, b in zip(noisy_a, noisy_b, strict=True))
+    if equal <= len(noisy_a) / 20:
+        return ""
+    which = "noisy_a and noisy_b" if equal == len(noisy_a) else f"{equal} of {len(noisy_a)} pairs"
+    return (
+        f"{which} are equal, noise included: the model learns to keep it. Pass two versions of the same images, with "
+        "independent noise"
+    )
 
 
-def warn_of_mismatch(noisy_a, noisy_b):
-    if found := mismatch(noisy_a, noisy_b):
-        warnings.warn(found, stacklevel=4)
+def narrowness_warning(images):
+    """`predict` does not use what is learnt from narrow images."""
+    if min(images.shape[2:]) >= NARROW:
+        return ""
+    return (
+        f"predict leaves images less than {NARROW} pixels high or wide as they are, and these are "
+        f"{tuple(images.shape[2:])}: training on them only helps larger ones. Project 2 denoises such images"
+    )
 
 
-def warn_of_narrow_images(images):
-    """`predict` does not use what is learnt from these."""
-    if min(images.shape[2:]) < NARROW:
-        warnings.warn(
-            f"predict leaves images less than {NARROW} pixels high or wide as they are, and these are "
-            f"{tuple(images.shape[2:])}: training on them only helps larger ones. Project 2 denoises such images",
-            stacklevel=4,
-        )
+def offset_warning(noise):
+    """Of a difference in brightness, which would be learnt as well; see `Model.train`."""
+    if abs(noise.offset) <= 0.1 + 4 * noise.error("offset"):
+        return ""
+    return (
+        f"noisy_a and noisy_b differ in brightness by {noise.offset:.3g} standard deviations of their difference: the "
+        "model learns that too. Scale both to the same exposure first"
+    )
 
 
-def no_gain_message(share, imbalance):
-    """What to say of a training after which so much of the squared error is left, see `Model.error_left`; or ''.
+def contained_noise_warning(noise):
+    """Noise of one image that the other one has as well cannot be learnt, or is kept."""
+    if noise.at_least("imbalance") <= CONTAINED:
+        return ""
+    less, more = ("noisy_a", "noisy_b") if noise.imbalance < 0 else ("noisy_b", "noisy_a")
+    return (
+        f"{less} has hardly any noise that {more} lacks: it is clean, or {more} was made from it by adding noise, and "
+        f"then the noise of {less} stays. The two images of a pair need independent noise"
+    )
+
+
+def no_gain_warning(share, imbalance):
+    """Of a training after which so much of the squared error is left, see `Model.error_left`; or ''.
 
     Clean images would leave the other image's noise, (1 - imbalance) / 2: half, if both are equally noisy.
     """
@@ -1380,29 +1396,14 @@ def no_gain_message(share, imbalance):
     )
 
 
-def warn_of_contained_noise(noise):
-    """Noise of one image that the other one has as well cannot be learnt, or is kept."""
-    if noise.at_least("imbalance") > CONTAINED:
-        less, more = ("noisy_a", "noisy_b") if noise.imbalance < 0 else ("noisy_b", "noisy_a")
-        warnings.warn(
-            f"{less} has hardly any noise that {more} lacks: it is clean, or {more} was made from it by adding noise, "
-            f"and then the noise of {less} stays. The two images of a pair need independent noise",
-            stacklevel=4,
-        )
-
-
-def warn_of_offset(noise):
-    """An image that is brighter than its partner teaches the partner's brightness; see `Model.train`."""
-    if abs(noise.offset) > 0.1 + 4 * noise.error("offset"):
-        warnings.warn(
-            f"noisy_a and noisy_b differ in brightness by {noise.offset:.3g} standard deviations of their "
-            "difference: the model learns that too. Scale both to the same exposure first",
-            stacklevel=4,
-        )
+def warn(text):
+    """Warns whoever called a method of `Model`, unless the text is ''."""
+    if text:
+        warnings.warn(text, stacklevel=4)
 
 
 def check_views(numbers, views):
-    """The numbers of chosen views from a weights file; ValueError if there are no such views."""
+    """The numbers of the chosen views from a weights file; ValueError if there are no such views."""
     if numbers is None:
         return None
     if numbers[:1] != [0] or not set(numbers) <= set(range(len(views))) or len(set(numbers)) < len(numbers):
@@ -1651,14 +1652,14 @@ class Model:
         epochs = number_of_epochs(epochs, num_epochs)
         check_pairs(noisy_a, noisy_b, self.in_channels)
         for images in (noisy_a, noisy_b):
-            warn_of_range(images)
-        warn_of_equal_images(noisy_a, noisy_b)
-        warn_of_mismatch(noisy_a, noisy_b)
-        warn_of_narrow_images(noisy_a)
+            warn(range_warning(images))
+        warn(equality_warning(noisy_a, noisy_b))
+        warn(mismatch_warning(noisy_a, noisy_b))
+        warn(narrowness_warning(noisy_a))
         recipe = self.recipe_for(noisy_a, noisy_b)
         if recipe.loss == "l2":  # a median or a mode may agree where means differ
-            warn_of_offset(self.noise)
-            warn_of_contained_noise(self.noise)
+            warn(offset_warning(self.noise))
+            warn(contained_noise_warning(self.noise))
         pairs = Pairs(noisy_a, noisy_b, self.device)
         training = Training(self.network, recipe, self.seed + self.pairs_seen, self.precision)
         epochs = max(epochs, least_epochs(pairs, recipe, self.pairs_seen))
@@ -1677,9 +1678,9 @@ class Model:
         finally:
             training.finish()
             self.choose_views(noisy_a, noisy_b)
-        warning = no_gain_message(self.error_left(noisy_a, noisy_b), self.noise.imbalance)
-        if warning and recipe.loss == "l2":  # the others are no squared errors
-            warnings.warn(warning, stacklevel=3)
+        share = self.error_left(noisy_a, noisy_b)
+        if recipe.loss == "l2":  # the others are no squared errors
+            warn(no_gain_warning(share, self.noise.imbalance))
 
     def recipe_for(self, noisy_a, noisy_b):
         """Measures the noise of pairs, see `noise`; returns the recipe for them, with its open choices made."""
@@ -1706,7 +1707,7 @@ class Model:
         check_images(images, self.in_channels, "images")
         keep_freed_memory()
         images = images.detach()
-        warn_of_range(images)
+        warn(range_warning(images))
         height, width = images.shape[2:]
         if min(height, width) < NARROW:
             return images.float().clamp(0, 255)

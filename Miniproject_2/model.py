@@ -127,7 +127,7 @@ class Recipe:
 
 
 RATES = {"muon": 1.5e-2, "adam": 1e-3, "sgd": 1.0}  # a good peak rate for each optimiser
-MOST_PASSES = 10  # over few pairs: they are learnt by heart after that
+MOST_PASSES = 10  # over few pairs: more passes overfit
 COURSE_PIXELS = 32 * 32  # of a course image: recipes count pairs and batches in these
 PATCH = 64  # pixels a side: larger training pairs are cut into random patches of this size
 LR_DECAY_PAIRS = 10_000  # a further call starts at the peak rate / sqrt(1 + pairs seen before / this)
@@ -141,7 +141,7 @@ TOO_FAR = 0.3  # ... and by more than so many pixels
 CONTRAST = 0.05  # see `contrast_difference`
 REORIENTED = 0.05  # share of the squared difference that another view must save, by four standard errors
 CONTAINED = 0.95  # imbalance of the noise, by two standard errors, from which one image's noise lies in the other's
-NO_GAIN = 0.99  # of the squared error, for equally noisy images: if more is left, a training has been in vain
+NO_GAIN = 0.99  # of the squared error, for equally noisy images: if more is left, `train` warns that it has gained hardly anything
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 
 
@@ -209,7 +209,7 @@ def usable_device(device):
 
 @functools.cache
 def has_native_bfloat16():
-    """Whether the processor multiplies bfloat16, as Linux tells it; the others emulate it, which is slow."""
+    """Whether the processor multiplies bfloat16, according to /proc/cpuinfo; the others emulate it, which is slow."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:  # another system
@@ -1454,7 +1454,7 @@ def line_products(blocks, axis):
     return pairs.mean((1, 2)) / (count * (count - 1))
 
 
-def mismatch(noisy_a, noisy_b):
+def mismatch_warning(noisy_a, noisy_b):
     """What speaks against pairs (N, C, H, W) in [0, 255] being two noisy versions of the same images, or ''."""
     a, b = subsample(noisy_a), subsample(noisy_b.to(noisy_a.device))
     if found := reorientation(a, b):
@@ -1473,7 +1473,7 @@ def mismatch(noisy_a, noisy_b):
     if moved > DISPLACED + 2 * error and distance > TOO_FAR:
         return (
             f"noisy_a and noisy_b seem to be displaced by about {distance:.1g} pixels: {moved:.0%} of their difference "
-            "follows the slopes of the images. The model learns to blur what moves. Align them first"
+            "follows the slopes of the images. The model would learn to blur. Align them first"
         )
     slope, slope_error = contrast_difference(a, b)
     if abs(slope) > CONTRAST + 2 * slope_error:
@@ -1607,8 +1607,8 @@ def swap_pixels(noisy_a, noisy_b, generator):
     """Swaps a pixel (all its channels) between the two images of a pair with probability 1/2.
 
     Exact where the noise of different pixels is independent and the two draws are alike: each pair then stands for
-    2^(H W) pairs of the same distribution. Elsewhere it ruins the training: what is left in one image tells the noise
-    of the neighbours that went to the other.
+    2^(H W) pairs of the same distribution. Elsewhere it ruins the training: pixels that stay in one image
+    reveal the noise of neighbours that went to the other.
     """
     swap = random_mask((len(noisy_a), 1, *noisy_a.shape[2:]), noisy_a.device, generator)
     return noisy_b.where(swap, noisy_a), noisy_a.where(swap, noisy_b)
@@ -1632,8 +1632,8 @@ def least_epochs(pairs, recipe, pairs_seen):
 def keep_freed_memory():
     """Makes glibc keep the memory that a step frees for the next one, which saves a sixth of its time.
 
-    glibc keeps as much as the largest mapped block that was freed, up to 32 MB (mallopt(3), M_MMAP_THRESHOLD). Else
-    each step gives its patches back to the system and gets them again by page faults.
+    It sets its limits by the largest mapped block that was freed, up to 32 MB (mallopt(3), M_MMAP_THRESHOLD). With
+    smaller limits each step returns its patches to the system and gets them back by page faults.
     """
     empty(31 * 2**18, device="cpu", dtype=FLOAT32)  # freed at once
 
@@ -1781,69 +1781,70 @@ def out_of_scale(images):
     return any(where.float().mean().item() > share for where, share in found)
 
 
-def warn_of_range(images):
-    """Warns of values that are not in [0, 255]."""
-    if out_of_scale(images):
-        low, high = images.float().min().item(), images.float().max().item()  # uint16 has no min
-        warnings.warn(
-            f"values must be in [0, 255], but these images have [{low:g}, {high:g}]: scale them first, by images * 255 "
-            "for [0, 1], (images - black) * 255 / (white - black) for other ranges, images + 128 for values around 0",
-            stacklevel=3,
-        )
+def range_warning(images):
+    """Of values that are not in [0, 255]; or ''."""
+    if not out_of_scale(images):
+        return ""
+    low, high = images.float().min().item(), images.float().max().item()  # uint16 has no min
+    return (
+        f"values must be in [0, 255], but these images have [{low:g}, {high:g}]: scale them first, by images * 255 "
+        "for [0, 1], (images - black) * 255 / (white - black) for other ranges, images + 128 for values around 0"
+    )
 
 
-def warn_of_equal_images(noisy_a, noisy_b):
-    """Trained on equal images, a network learns to keep the noise. A few may be equal where there is no noise."""
+def equality_warning(noisy_a, noisy_b):
+    """Trained on equal images, a network keeps the noise. A few may be equal by chance, where there is no noise."""
     noisy_b = noisy_b.to(noisy_a.device)
     if noisy_a.dtype != noisy_b.dtype:
         noisy_a, noisy_b = noisy_a.float(), noisy_b.float()
     equal = sum(a.equal(b) for a, b in zip(noisy_a, noisy_b, strict=True))
-    if equal > len(noisy_a) / 20:
-        which = "noisy_a and noisy_b" if equal == len(noisy_a) else f"{equal} of {len(noisy_a)} pairs"
-        warnings.warn(
-            f"{which} are equal, noise included: the model learns to keep it. Pass two versions of the same images, "
-            "with independent noise",
-            stacklevel=3,
-        )
+    if equal <= len(noisy_a) / 20:
+        return ""
+    which = "noisy_a and noisy_b" if equal == len(noisy_a) else f"{equal} of {len(noisy_a)} pairs"
+    return (
+        f"{which} are equal, noise included: the model learns to keep it. Pass two versions of the same images, with "
+        "independent noise"
+    )
 
 
-def warn_of_mismatch(noisy_a, noisy_b):
-    if found := mismatch(noisy_a, noisy_b):
-        warnings.warn(found, stacklevel=3)
+def offset_warning(noise):
+    """Of a difference in brightness, which would be learnt as well; see `Model.train`."""
+    if abs(noise.offset) <= 0.1 + 4 * noise.error("offset"):
+        return ""
+    return (
+        f"noisy_a and noisy_b differ in brightness by {noise.offset:.3g} standard deviations of their difference: the "
+        "model learns that too. Scale both to the same exposure first"
+    )
 
 
-def warn_of_no_gain(share, imbalance):
-    """Warns if so much of the squared error is left, see `Model.error_left`.
-
-    Clean images would leave the noise of the other image: (1 - imbalance) / 2, half if both are equally noisy.
-    """
-    if share > 1 - (1 - NO_GAIN) * (1 + max(-1.0, min(imbalance, 1.0))):
-        warnings.warn(
-            f"the training has gained hardly anything: against the other noisy images, predictions have {share:.0%} of "
-            "the squared error of the noisy images themselves. Try more pairs, more epochs or another seed",
-            stacklevel=3,
-        )
-
-
-def warn_of_contained_noise(noise):
+def contained_noise_warning(noise):
     """Noise of one image that the other one has as well cannot be learnt, or is kept."""
-    if noise.at_least("imbalance") > CONTAINED:
-        less, more = ("noisy_a", "noisy_b") if noise.imbalance < 0 else ("noisy_b", "noisy_a")
-        warnings.warn(
-            f"{less} has hardly any noise that {more} lacks: it is clean, or {more} was made from it by adding noise, "
-            f"and then the noise of {less} stays. The two images of a pair need independent noise",
-            stacklevel=3,
-        )
+    if noise.at_least("imbalance") <= CONTAINED:
+        return ""
+    less, more = ("noisy_a", "noisy_b") if noise.imbalance < 0 else ("noisy_b", "noisy_a")
+    return (
+        f"{less} has hardly any noise that {more} lacks: it is clean, or {more} was made from it by adding noise, and "
+        f"then the noise of {less} stays. The two images of a pair need independent noise"
+    )
 
 
-def warn_of_offset(noise):
-    """Warns of a difference in brightness, which would be learnt as well; see `Model.train`."""
-    if abs(noise.offset) > 0.1 + 4 * noise.error("offset"):
-        warnings.warn(
-            f"noisy_a and noisy_b differ in brightness by {noise.offset:.3g} standard deviations of their "
-            "difference: the model learns that too. Scale both to the same exposure first",
-            stacklevel=3,
-        )
+def no_gain_warning(share, imbalance):
+    """Of a training after which so much of the squared error is left, see `Model.error_left`; or ''.
+
+    Clean images would leave the other image's noise, (1 - imbalance) / 2: half, if both are equally noisy.
+    """
+    if share <= 1 - (1 - NO_GAIN) * (1 + max(-1.0, min(imbalance, 1.0))):
+        return ""
+    return (
+        f"the training has gained hardly anything: against the other noisy images, predictions have {share:.0%} of the "
+        "squared error of the noisy images themselves. Try more pairs, more epochs or another seed"
+    )
+
+
+def warn(text):
+    """Warns whoever called a method of `Model`, unless the text is ''."""
+    if text:
+        warnings.warn(text, stacklevel=3)
 
 
 def check_views(numbers, views):
@@ -2028,13 +2029,13 @@ class Model:
         self._choose_products()
         check_pairs(noisy_a, noisy_b, self.architecture.in_channels)
         for images in (noisy_a, noisy_b):
-            warn_of_range(images)
-        warn_of_equal_images(noisy_a, noisy_b)
-        warn_of_mismatch(noisy_a, noisy_b)
+            warn(range_warning(images))
+        warn(equality_warning(noisy_a, noisy_b))
+        warn(mismatch_warning(noisy_a, noisy_b))
         pairs = Pairs(noisy_a, noisy_b, self.device)
         self.noise = measure_noise(pairs.noisy_a, pairs.noisy_b)
-        warn_of_offset(self.noise)
-        warn_of_contained_noise(self.noise)
+        warn(offset_warning(self.noise))
+        warn(contained_noise_warning(self.noise))
         recipe = self.recipe.resolved(self.noise)
         epochs = max(epochs, least_epochs(pairs, recipe, self.pairs_seen))
         batch_size = self._batch_size(pairs, epochs)
@@ -2053,7 +2054,7 @@ class Model:
         finally:
             training.finish()
             self.choose_views(noisy_a, noisy_b)
-        warn_of_no_gain(self.error_left(noisy_a, noisy_b), self.noise.imbalance)
+        warn(no_gain_warning(self.error_left(noisy_a, noisy_b), self.noise.imbalance))
 
     def _batch_size(self, pairs, epochs):
         """As many patches as hold the pixels of the recipe's batch; fewer if few are seen in all."""
@@ -2078,7 +2079,7 @@ class Model:
         check_images(images, self.architecture.in_channels, "images")
         self._choose_products()
         images = images.detach()
-        warn_of_range(images)
+        warn(range_warning(images))
         n, _, height, width = images.shape
         if ensemble is None:
             ensemble = max(height, width) <= ENSEMBLE_SIDE

@@ -55,7 +55,7 @@ ALLOWED_IN_FORMULAE = {"0", "0.5", "1", "2", "3", "4", "5", "10", "32"}  # expon
 def typed_numbers(source):
     """Numbers in a Typst source's text that are not from the records; also placeholders and semicolons that vanish."""
     text = re.sub(r"//.*", "", source)
-    text = re.sub(r'\b(n|any|rows|picture|sheet|bibliography)\("[^"]*"\)?', "", text)  # names, not shown
+    text = re.sub(r'\b(n|rows|picture|sheet|bibliography)\("[^"]*"\)?', "", text)  # names, not shown
     text = re.sub(r"#import.*|`[^`]*`|@[\w-]+|<[\w-]+>|\b[\d.]+fr\b", "", text)
     for word in ALLOWED_WORDS:
         text = text.replace(word, "")
@@ -81,12 +81,6 @@ def with_table(text, table):
     if not 0 <= begin < end:
         raise ValueError(f"README.md needs the lines {' and '.join(MARKERS)}, in this order, around the table")
     return f"{text[: begin + len(MARKERS[0])]}\n{table}\n{text[end:]}"
-
-
-def table_in(text):
-    """What stands between the README's markers; None without them."""
-    begin, end = (text.find(marker) for marker in MARKERS)
-    return text[begin + len(MARKERS[0]) : end].strip() if 0 <= begin < end else None
 
 
 def newest_record():
@@ -136,10 +130,7 @@ def main(arguments=None):
     reports = {f"Report_{number}.pdf": typeset(number, options.pages) for number in REPORTS}
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    if table_in(text) is None:
-        print(f"README.md has no {' and '.join(MARKERS)}: its table is left out")
-    else:
-        write(readme, with_table(text, records.readme_table()).encode())
+    write(readme, with_table(text, records.readme_table()).encode())
     pdfs = [path for number, copy in REPORTS.items() for path in (HERE / f"Report_{number}.pdf", copy)]
     state = {"inputs": digests(sources()), "outputs": digests([*drawn, *pdfs]), "reports": reports}
     write(HERE / "build.json", (json.dumps(state, indent=1) + "\n").encode())

@@ -77,6 +77,17 @@ def noise():
     return figure
 
 
+def box(axis, x, y, width, height, text, colour):
+    shape = {"boxstyle": "round,pad=0.3,rounding_size=1", "fc": colour, "ec": "black", "lw": 0.6}
+    axis.add_patch(FancyBboxPatch((x, y), width, height, **shape))
+    axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=6)
+
+
+def arrow(axis, x0, y0, x1, y1, style="-", colour="black", bend=0.0):
+    look = {"arrowstyle": "-|>", "mutation_scale": 5, "lw": 0.7, "linestyle": style, "color": colour}
+    axis.add_patch(FancyArrowPatch((x0, y0), (x1, y1), connectionstyle=f"arc3,rad={bend}", **look))
+
+
 def network():
     """Boxes of our network, full resolution above."""
     figure, axis = canvas(1, 1, COLUMN, 1.25)
@@ -84,39 +95,26 @@ def network():
     axis.set_ylim(0, 37)
     axis.axis("off")
 
-    def box(x, y, width, text, colour):
-        patch = FancyBboxPatch(
-            (x, y), width, 9, boxstyle="round,pad=0.3,rounding_size=1", fc=colour, ec="black", lw=0.6
-        )
-        axis.add_patch(patch)
-        axis.text(x + width / 2, y + 4.5, text, ha="center", va="center", fontsize=6)
-
-    def arrow(x0, y0, x1, y1, bend=0.0):
-        style = f"arc3,rad={bend}"
-        axis.add_patch(
-            FancyArrowPatch((x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=5, lw=0.7, connectionstyle=style)
-        )
-
     sizes = records.measured()["networks"]["ours"]["sizes"]
     full, half = sizes["width"], 2 * sizes["width"]
     blocks, inner = (f"{sizes[name]} blocks" if sizes[name] > 1 else "block" for name in ("blocks", "inner_blocks"))
-    box(8, 20, 10, f"conv\n3 → {full}", "#dfe9f3")
-    box(23, 20, 15, f"residual\n{blocks}, {full}", "#c6d7ea")
-    box(28, 3, 15, f"2 × 2, /2\n{full} → {half}", "#dfe9f3")
-    box(47, 3, 16, f"residual\n{inner}, {half}", "#a8c2df")
-    box(67, 3, 15, f"2 × 2, ×2\n{half} → {full}", "#dfe9f3")
-    box(63, 20, 15, f"residual\n{blocks}, {full}", "#c6d7ea")
-    box(82.5, 20, 10, f"conv\n{full} → 3", "#dfe9f3")
+    box(axis, 8, 20, 10, 9, f"conv\n3 → {full}", "#dfe9f3")
+    box(axis, 23, 20, 15, 9, f"residual\n{blocks}, {full}", "#c6d7ea")
+    box(axis, 28, 3, 15, 9, f"2 × 2, /2\n{full} → {half}", "#dfe9f3")
+    box(axis, 47, 3, 16, 9, f"residual\n{inner}, {half}", "#a8c2df")
+    box(axis, 67, 3, 15, 9, f"2 × 2, ×2\n{half} → {full}", "#dfe9f3")
+    box(axis, 63, 20, 15, 9, f"residual\n{blocks}, {full}", "#c6d7ea")
+    box(axis, 82.5, 20, 10, 9, f"conv\n{full} → 3", "#dfe9f3")
     axis.text(-1, 24.5, "noisy", fontsize=6, va="center")
     axis.text(96.3, 24.5, "+", fontsize=8, va="center", ha="center")
     axis.text(51.5, 24.5, "+", fontsize=8, va="center", ha="center")
     axis.text(100, 17.5, "denoised", fontsize=6, va="center", ha="right")
     for x0, x1 in ((6, 7.6), (18.4, 22.6), (38.4, 50), (53, 62.6), (78.4, 82.1), (92.9, 95)):
-        arrow(x0, 24.5, x1, 24.5)
-    arrow(33, 19.6, 34.5, 12.5)
-    arrow(43.4, 7.5, 46.6, 7.5)
-    arrow(63.4, 7.5, 66.6, 7.5)
-    arrow(70, 12.5, 52.6, 22.6, 0.15)
+        arrow(axis, x0, 24.5, x1, 24.5)
+    arrow(axis, 33, 19.6, 34.5, 12.5)
+    arrow(axis, 43.4, 7.5, 46.6, 7.5)
+    arrow(axis, 63.4, 7.5, 66.6, 7.5)
+    arrow(axis, 70, 12.5, 52.6, 22.6, bend=0.15)
     axis.plot([2, 2, 96.3, 96.3], [27.5, 34, 34, 27.5], color="black", lw=0.7)
     axis.text(50, 35.6, "the noisy image: what is learnt is the noise", fontsize=6, ha="center", va="bottom")
     return figure
@@ -237,31 +235,17 @@ def framework():
     axis.set_ylim(0, 50)
     axis.axis("off")
 
-    def box(x, y, width, height, text, colour, size=6.3):
-        patch = FancyBboxPatch(
-            (x, y), width, height, boxstyle="round,pad=0.3,rounding_size=1", fc=colour, ec="black", lw=0.6
-        )
-        axis.add_patch(patch)
-        axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=size)
-
-    def arrow(x0, y0, x1, y1, style="-", colour="black"):
-        axis.add_patch(
-            FancyArrowPatch(
-                (x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=6, lw=0.8, linestyle=style, color=colour
-            )
-        )
-
-    box(2, 18, 17, 14, "image x", "#dfe9f3")
-    box(38, 18, 20, 14, "patches U x", "#c6d7ea")
-    box(77, 18, 17, 14, "map y", "#dfe9f3")
+    box(axis, 2, 18, 17, 14, "image x", "#dfe9f3")
+    box(axis, 38, 18, 20, 14, "patches U x", "#c6d7ea")
+    box(axis, 77, 18, 17, 14, "map y", "#dfe9f3")
     for x0, x1, above, below in ((20, 37, "gather U", "scatter Uᵀ"), (59, 76, "W", "Wᵀ")):
-        arrow(x0, 27.5, x1, 27.5)
-        arrow(x1, 22.5, x0, 22.5, "--", MIDDLE)
+        arrow(axis, x0, 27.5, x1, 27.5)
+        arrow(axis, x1, 22.5, x0, 22.5, "--", MIDDLE)
         axis.text((x0 + x1) / 2, 30, above, ha="center", fontsize=6.3)
         axis.text((x0 + x1) / 2, 17.2, below, ha="center", fontsize=6.3, color=MIDDLE)
-    arrow(10, 42, 86, 42)
+    arrow(axis, 10, 42, 86, 42)
     axis.text(48, 44, "Conv2d.forward, TransposeConv2d.backward", ha="center", fontsize=6.3)
-    arrow(86, 9, 10, 9, "--", MIDDLE)
+    arrow(axis, 86, 9, 10, 9, "--", MIDDLE)
     axis.text(48, 4, "Conv2d.backward, TransposeConv2d.forward", ha="center", fontsize=6.3, color=MIDDLE)
 
     wide = {"Conv2d\n/2": 9.8, "Transpose\nConv2d ×2": 14.5, "Sigmoid": 10.4}
@@ -269,11 +253,11 @@ def framework():
     x = 103.0
     for name in (half, "ReLU", half, "ReLU", twice, "ReLU", twice, "Sigmoid", "MSE"):
         width = wide.get(name, 7.4)
-        box(x, 18, width, 14, name, "#a8c2df" if "Conv" in name else "#eeeeee", 6)
+        box(axis, x, 18, width, 14, name, "#a8c2df" if "Conv" in name else "#eeeeee")
         x += width + 1.4
-    arrow(104, 42, x - 3, 42)
+    arrow(axis, 104, 42, x - 3, 42)
     axis.text((103 + x) / 2, 44, "forward: each block keeps what its backward needs", ha="center", fontsize=6.3)
-    arrow(x - 3, 9, 104, 9, "--", MIDDLE)
+    arrow(axis, x - 3, 9, 104, 9, "--", MIDDLE)
     axis.text((103 + x) / 2, 4, "backward: gradients, in reverse order", ha="center", fontsize=6.3, color=MIDDLE)
     return figure
 

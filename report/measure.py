@@ -11,12 +11,10 @@ A. Chambolle, JMIV 2004; all three from scikit-image, with PyWavelets; median an
 """
 
 import argparse
-import datetime
 import itertools
 import json
 import math
 import os
-import platform
 import subprocess
 import time
 from dataclasses import asdict
@@ -32,7 +30,6 @@ from Miniproject_1.model import Recipe as Recipe1
 from Miniproject_1.others import experiments, score_photo
 from Miniproject_1.others.command_line import some_path
 from Miniproject_1.others.data import (
-    CELLS,
     add_noise,
     cell_means,
     centre_crop,
@@ -44,6 +41,7 @@ from Miniproject_1.others.metrics import psnr, psnr_of_each
 from Miniproject_2 import model as framework
 from Miniproject_2.model import Model as Model2
 from Miniproject_2.others import benchmark, rounding
+from Miniproject_2.others.configurations import random_configurations
 from Miniproject_2.others.experiments import multiply_adds
 from report.records import RESULTS, read_lines
 
@@ -68,7 +66,7 @@ def rounded(value, digits=4):
 # ---------------------------------------------------------------------------------------------- records
 
 
-def commit(folders):
+def commits_of(folders):
     """The last commits that changed the code and weights measured, one a folder."""
     found = []
     for folder in folders:
@@ -80,13 +78,10 @@ def commit(folders):
 
 def surroundings(folders):
     """Where, when and with what a record was made; `load` is the number of processes that wanted a core."""
-    return {
-        "commit": commit(folders),
+    return experiments.now_and_where() | {
+        "commit": commits_of(folders),
         "machine": experiments.processor(torch.device("cpu")),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "recorded": datetime.date.today().isoformat(),
     }
 
 
@@ -276,7 +271,7 @@ def measure_photo(data):
     side = PHOTO_CELLS * (picture.shape[1] // PHOTO_CELLS)
     crop = torch.tensor([[0, 75, side]])  # around the face
     noisy = point_sample(picture, crop, torch.Generator().manual_seed(0), PHOTO_CELLS)
-    clean = cells_of(picture[:, :side, 75 : 75 + side], PHOTO_CELLS)
+    clean = cell_means(picture, crop, PHOTO_CELLS)
     images = {"noisy": noisy, "clean": clean}
     for name, model in (("project_1", Model1(device="cpu")), ("project_2", Model2(device="cpu"))):
         images[name] = shipped(model).predict(noisy, ensemble=True)
@@ -286,12 +281,6 @@ def measure_photo(data):
     return {"cells": PHOTO_CELLS, "pixels_of_a_cell": side // PHOTO_CELLS, "psnr": scores}
 
 
-def cells_of(picture, cells):
-    """The mean of each cell of a square picture (3, H, H): uint8 (1, 3, cells, cells)."""
-    size = picture.shape[1] // cells
-    return picture.float().view(1, 3, cells, size, cells, size).mean((3, 5)).round().to(torch.uint8)
-
-
 def scenes(count, side):
     """A noisy and the clean image of each of our procedural scenes: uint8 (count, 3, CELLS, CELLS) twice."""
     generator = torch.Generator().manual_seed(0)
@@ -299,7 +288,7 @@ def scenes(count, side):
     for seed in range(count):
         scene = render_scene(8_000_000 + seed, side)
         crop = centre_crop(*scene.shape[1:])
-        pairs.append((point_sample(scene, crop, generator), cells_of(scene, CELLS)))
+        pairs.append((point_sample(scene, crop, generator), cell_means(scene, crop)))
     return tuple(torch.cat(images) for images in zip(*pairs, strict=True))
 
 
@@ -432,50 +421,23 @@ def finite_difference_error(block, x, step=1e-6, entries=6):
     return worst, count
 
 
-def random_configuration(generator):
-    """(transposed, arguments of torch's layer, N, H, W) with all options drawn at random."""
-
-    def draw(low, high):
-        return torch.randint(low, high + 1, (), generator=generator).item()
-
-    groups = draw(1, 3)
-    options = {"in_channels": draw(1, 4) * groups, "out_channels": draw(1, 4) * groups, "groups": groups}
-    options["bias"] = bool(draw(0, 1))
-    for name, low, high in (("kernel_size", 1, 5), ("stride", 1, 4), ("padding", 0, 3), ("dilation", 1, 3)):
-        options[name] = (draw(low, high), draw(low, high))
-    transposed = bool(draw(0, 1))
-    if transposed:
-        limits = [max(s, d) for s, d in zip(options["stride"], options["dilation"], strict=True)]
-        options["output_padding"] = tuple(draw(0, limit - 1) for limit in limits)
-    return transposed, options, draw(1, 3), draw(1, 17), draw(1, 17)
-
-
 def measure_oracle(data, wanted=400):
     """Both convolutions on random configurations against torch and its autograd in float64, forward and backward."""
-    generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    worst, count = {"forward": 0.0, "backward": 0.0, "parameters": 0.0}, 0
-    while count < wanted:
-        transposed, options, n, h, w = random_configuration(generator)
-        make = (nn.ConvTranspose2d, framework.TransposeConv2d) if transposed else (nn.Conv2d, framework.Conv2d)
-        layer = make[0](**options).double()
-        x = torch.randn(n, options["in_channels"], h, w, dtype=torch.float64, requires_grad=True)
-        try:
-            expected = layer(x)
-        except RuntimeError:  # a window larger than the padded image
-            continue
-        if not expected.numel():
-            continue
-        block = make[1](**options)
+    ours = {nn.Conv2d: framework.Conv2d, nn.ConvTranspose2d: framework.TransposeConv2d}
+    worst = {"forward": 0.0, "backward": 0.0, "parameters": 0.0}
+    for kind, options, (n, height, width) in random_configurations(wanted, seed=0):
+        layer, block = kind(**options).double(), ours[kind](**options)
         block.weight, block.bias = layer.weight, layer.bias
+        x = torch.randn(n, options["in_channels"], height, width, dtype=torch.float64, requires_grad=True)
+        expected = layer(x)
         gradient = torch.randn_like(expected)
         expected.backward(gradient)
         worst["forward"] = max(worst["forward"], relative_error(block.forward(x.detach()), expected.detach()))
         worst["backward"] = max(worst["backward"], relative_error(block.backward(gradient), x.grad))
-        for (_, ours), parameter in zip(block.param(), layer.parameters(), strict=True):
-            worst["parameters"] = max(worst["parameters"], relative_error(ours, parameter.grad))
-        count += 1
-    return {"configurations": count, "largest_relative_error": worst}
+        for (_, mine), parameter in zip(block.param(), layer.parameters(), strict=True):
+            worst["parameters"] = max(worst["parameters"], relative_error(mine, parameter.grad))
+    return {"configurations": wanted, "largest_relative_error": worst}
 
 
 def measure_differences(data):

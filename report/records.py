@@ -1,7 +1,7 @@
 # ruff: noqa: RUF001, RUF002 (minus and multiplication signs are meant)
 """What was recorded, and the facts that the reports, the figures and the README take from it. Needs nothing installed.
 
-    rows(project)      trainings: every line of results/project_1*.jsonl or project_2*.jsonl, under today's names
+    rows(project)      trainings: every line of results/project_1*.jsonl or project_2*.jsonl
     measured()         {name: line of results/measured.jsonl}
     field()            results/field.json: figures that others published or that were measured outside of this folder
     facts(number)      {name: text} of report `number`, every number that its source may show
@@ -19,14 +19,6 @@ RESULTS = HERE / "results"
 BASE = 7800  # pairs of the comparisons of variants
 ONE, BOTH = "one direction", "both directions"  # of the network that variants change; they differ from ONE
 
-RENAMED = {  # rows recorded before the settings got their present names
-    "no exchange": "no pixel swap",
-    "easy first 0.0005": "variance floor 0.0005",
-    "easy first 0.01": "variance floor 0.01",
-    "averaging 0.98": "EMA decay 0.98",
-    "averaging 0.999": "EMA decay 0.999",
-}
-
 
 def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -36,8 +28,7 @@ def rows(project):
     """All trainings of a project, each with the file it stands in; two trainings of one file share a machine."""
     found = []
     for path in sorted(RESULTS.glob(f"project_{project}*.jsonl")):
-        for row in read_lines(path):
-            found.append(row | {"variant": RENAMED.get(row["variant"], row["variant"]), "file": path.stem})
+        found += [row | {"file": path.stem} for row in read_lines(path)]
     return found
 
 
@@ -484,8 +475,6 @@ def loss_gain(results, experiment):
 
 def paper_facts():
     results = paper_results()
-    if not results:
-        return {}
     every = [row for targets in results.values() for seeds in targets.values() for row in seeds.values()]
     means = [mean(paper_differences(t)) for t in results.values() if next(iter(t["noisy"].values()))["loss"] == "l2"]
     noise = "Gaussian 25"
@@ -921,11 +910,8 @@ def readme_table():
 
 
 def photo_lines():
-    """A second table, of the weights for photographs, where their scores are recorded."""
-    path = RESULTS / "photo.json"
-    if not path.exists():
-        return []
-    record = json.loads(path.read_text())
+    """A second table, of the weights for photographs."""
+    record = json.loads((RESULTS / "photo.json").read_text())
     names, scores = list(record["psnr"]), list(record["psnr"].values())
     columns = [f"{name}, n = {len(score['noisy'])}" for name, score in zip(names, scores, strict=True)]
     rows = {

@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-import torch
-
 from Miniproject_1.commands.support.weights import PURPOSES, load_model, weights_file
+from Miniproject_1.others.experiments import multiply_adds
+
+SIDE = 32  # pixels, of the image whose multiply-adds are counted
 
 
 def add_arguments(parser):
@@ -24,28 +25,10 @@ def facts_of(name):
         "in_channels": model.in_channels,
         "sizes": model.sizes,
         "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
-        "multiply_adds_a_pixel": multiply_adds(model),
+        "multiply_adds_a_pixel": round(multiply_adds(model.network, SIDE, model.in_channels) / SIDE**2),
         "pairs_seen": model.pairs_seen,
         "value_ranges": model.value_ranges,
     }
-
-
-def multiply_adds(model, side=64):
-    """Multiply-adds of the convolutions for each pixel that they see, those of a mirrored border included."""
-    total, hooks = 0, []
-
-    def count(layer, inputs, output):
-        nonlocal total
-        places = inputs[0] if isinstance(layer, torch.nn.ConvTranspose2d) else output
-        total += places.shape[2] * places.shape[3] * layer.weight.numel()
-
-    for layer in model.network.modules():
-        if isinstance(layer, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
-            hooks.append(layer.register_forward_hook(count))
-    model.predict(torch.zeros(1, model.in_channels, side, side), ensemble=False)
-    for hook in hooks:
-        hook.remove()
-    return round(total / (side + 2 * model.network.border) ** 2)
 
 
 def run(options):

@@ -89,7 +89,7 @@ from Miniproject_1.model import (
     batch_size_and_peak,
     least_epochs,
     lr_factor,
-    no_gain_message,
+    no_gain_warning,
     save_atomically,
     whole_number,
 )
@@ -561,5 +561,5 @@ def learn(session, options, checkpoint, key, report):
             if due:
                 save_atomically(session.state_dict(key), checkpoint)
                 saved = time.monotonic()
-    if options.loss == "l2" and (warning := no_gain_message(share, session.model.noise.imbalance)):
+    if options.loss == "l2" and (warning := no_gain_warning(share, session.model.noise.imbalance)):
         print(f"warning: {warning}", file=sys.stderr)

@@ -92,9 +92,9 @@ def draws_of_each(picture, crops, draws, generator, cells=CELLS):
     return torch.stack([point_sample(picture, crops, generator, cells) for _ in range(draws)])
 
 
-def cell_means(picture, crops):
-    """The clean image of each crop, uint8 (N, C, 32, 32); arguments as for `point_sample`."""
-    rows, columns = cell_edges(crops)
+def cell_means(picture, crops, cells=CELLS):
+    """The clean image of each crop, uint8 (N, C, S, S); arguments as for `point_sample`."""
+    rows, columns = cell_edges(crops, cells)
     sums = torch.stack([_cell_sums(picture, *edges) for edges in zip(rows, columns, strict=True)])  # (N, C, S, S)
     area = rows.diff(dim=1).unsqueeze(2) * columns.diff(dim=1).unsqueeze(1)
     return (sums / area.unsqueeze(1)).round().to(torch.uint8)
@@ -407,7 +407,7 @@ def _in_processes(function, jobs, progress):
             results = pool.map(function, jobs)
         return list(watched(results, len(jobs), progress))
     except BrokenProcessPool as error:
-        raise RuntimeError("a worker process ended, perhaps for want of memory") from error
+        raise RuntimeError("a worker process was killed, perhaps because memory ran out") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -454,7 +454,7 @@ def default_data(folder=CACHE, progress=None):
         except OSError as error:
             raise ValueError(f"the default data cannot be kept: {error}; use -d with data of your own") from error
         return place
-    raise ValueError(f"there is no place for the default data: {reason}; use -d with data of your own") from reason
+    raise ValueError(f"no folder for the default data can be written: {reason}; use -d with data of your own") from reason
 
 
 # ---------------------------------------------------------------------------------------------- files

@@ -1,4 +1,4 @@
-"""Finds out what the score depends on: trains named variants of recipe, network and data, each on its own.
+"""Measures how recipe, network and data affect the score: trains named variants of recipe, network and data, each on its own.
 
     python -m Miniproject_1.others.experiments run PHOTOS --validate val_data.pkl --seeds 0 1 2 --out results.jsonl
     python -m Miniproject_1.others.experiments table report/results/project_1.jsonl
@@ -363,10 +363,11 @@ def now_and_where():
 
 
 @torch.no_grad()
-def multiply_adds(network, device="cpu", side=32):
+def multiply_adds(network, side=32, in_channels=3):
     """Multiply-adds of one forward pass of an image of `side` x `side`."""
+    device = next(network.parameters()).device
     with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, 3, side, side, device=device))
+        network(torch.zeros(1, in_channels, side, side, device=device))
     return counter.get_total_flops() // 2
 
 
@@ -379,7 +380,7 @@ def run(name, seed, photos, count, epochs, validation):
     row = {
         "network": {"class": type(model.network).__name__, **model.sizes},
         "parameters": sum(p.numel() for p in model.network.parameters()),
-        "multiply_adds": multiply_adds(model.network, model.device),
+        "multiply_adds": multiply_adds(model.network),
     }
     return row | trained_and_scored(model, pairs, epochs, validation)
 

@@ -1,4 +1,4 @@
-"""What weights do to other noise: a table of PSNRs, noisy, single pass and self-ensemble.
+"""PSNR of a weights file on other kinds of noise: a table of PSNRs, noisy, single pass and self-ensemble.
 
     python -m Miniproject_1.others.other_noise PHOTOS [--weights FILE]
 

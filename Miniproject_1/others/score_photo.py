@@ -1,4 +1,4 @@
-"""What weights do to noisy photographs, and how long they take.
+"""PSNR on noisy photographs; time and memory of prediction.
 
     python -m Miniproject_1.others.score_photo score PHOTOS --names cbsd68.txt --pairs polyu [--json FILE]
     python -m Miniproject_1.others.score_photo time

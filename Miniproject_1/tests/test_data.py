@@ -561,7 +561,7 @@ def test_a_worker_process_that_is_killed_is_told_in_a_line(tmp_path, monkeypatch
         return list(results)
 
     monkeypatch.setattr(data, "watched", kill)
-    with pytest.raises(SystemExit, match=r"data\.py: a worker process ended, perhaps for want of memory"):
+    with pytest.raises(SystemExit, match=r"data\.py: a worker process was killed, perhaps because memory"):
         data.main(["scenes", "--pairs", "1", "--validation", "1", "--out", str(tmp_path)])
 
 
@@ -641,7 +641,7 @@ def test_default_data_of_a_checkout_that_cannot_be_written_go_to_the_users_cache
     monkeypatch.setattr(data, "from_scenes", stop)
     assert data.default_data(tmp_path / "taken" / "default_data") == kept
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "taken" / "user"))
-    with pytest.raises(ValueError, match=r"no place for the default data.* use -d"):
+    with pytest.raises(ValueError, match=r"no folder for the default data.* use -d"):
         data.default_data(tmp_path / "taken" / "default_data")
 
 

@@ -1,5 +1,6 @@
 """Project 1's model: its API, its training recipe and its weights file."""
 
+import ast
 import copy
 import functools
 import itertools
@@ -897,6 +898,13 @@ def test_a_recipe_is_a_recipe():
         Model(recipe={"loss": "l1"})
 
 
+def test_the_file_needs_torch_alone():
+    for node in ast.walk(ast.parse(Path(project.__file__).read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        assert all(name.split(".")[0] in {"torch", *sys.stdlib_module_names} for name in names), names
+
+
 def test_pretrained_loads_from_any_directory_under_either_name(tmp_path):
     for folder, name in ((ROOT, "Miniproject_1.model"), (ROOT / "Miniproject_1", "model")):
         code = f"""
@@ -1137,9 +1145,9 @@ def test_a_copy_with_added_noise_gives_a_warning(reverse):
 
 def test_noisy_targets_hide_what_a_training_has_gained():
     """Of targets with a hundred times the noise, half of the noise removed leaves 99.5 %."""
-    assert project.no_gain_message(0.995, 0.0) and not project.no_gain_message(0.995, -99 / 101)
-    assert project.no_gain_message(0.98, 1.0) == "" and project.no_gain_message(0.985, 1.0)
-    assert project.no_gain_message(1.001, -1.3)  # an estimate may be out of range
+    assert project.no_gain_warning(0.995, 0.0) and not project.no_gain_warning(0.995, -99 / 101)
+    assert project.no_gain_warning(0.98, 1.0) == "" and project.no_gain_warning(0.985, 1.0)
+    assert project.no_gain_warning(1.001, -1.3)  # an estimate may be out of range
 
 
 def test_the_middle_of_large_images_tells_what_a_training_has_gained():

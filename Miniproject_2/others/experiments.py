@@ -1,4 +1,4 @@
-"""Finds out what the score of project 2 depends on: optimisers, kernels, widths, upsampling, recipe.
+"""Measures what the score of project 2 depends on: optimisers, kernels, widths, upsampling, recipe.
 
     python -m Miniproject_2.others.experiments run PHOTOS --validate val_data.pkl --out results.jsonl
     python -m Miniproject_2.others.experiments table results.jsonl

@@ -93,7 +93,9 @@ def make_model(options):
     model = Model(seed=options.seed, recipe=recipe, **sizes)
     if options.start:
         if sizes:
-            raise ValueError("the network of --start has its own sizes: leave out --" + ", --".join(sizes))
+            raise ValueError(
+                "the network of --start has its own sizes: leave out --" + ", --".join(sizes).replace("_", "-")
+            )
         model.load(options.start)
         if model.architecture.in_channels != 3:
             raise ValueError(f"--start must be for photographs; {options.start} has not 3 channels")

@@ -64,8 +64,9 @@ def test_a_training_begins_with_given_weights(run, tmp_path, monkeypatch):
     second, same = run("second.pth", 1, "--start", str(tmp_path / "first.pth"))
     assert torch.equal(same, weights) and second.architecture == first.architecture
     assert second.pairs_seen == first.pairs_seen + 96
-    with pytest.raises(SystemExit, match="leave out --width, --kernel"):
-        run("third.pth", 1, "--start", str(tmp_path / "first.pth"), "--width", "24", "--kernel", "6")
+    with pytest.raises(SystemExit, match="leave out --width, --deep-width, --kernel"):
+        sizes = ["--width", "24", "--deep-width", "48", "--kernel", "6"]
+        run("third.pth", 1, "--start", str(tmp_path / "first.pth"), *sizes)
 
 
 def test_a_share_of_the_pairs_has_one_colour(run, monkeypatch):
