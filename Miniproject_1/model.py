@@ -148,7 +148,7 @@ TOO_FAR = 0.3  # ... and by more than so many pixels
 CONTRAST = 0.05  # see `contrast_difference`
 REORIENTED = 0.05  # share of the squared difference that another view must save, by four standard errors
 CONTAINED = 0.95  # imbalance of the noise, by two standard errors, from which one image's noise lies in the other's
-NO_GAIN = 0.99  # of the squared error, for equally noisy images: if more is left, `train` warns that it has gained hardly anything
+NO_GAIN = 0.99  # of the squared error, for equally noisy images: `train` warns if more is left
 ENSEMBLE_SIDE = 64  # `predict(ensemble=None)` averages several passes up to this height and width
 INITIAL = contextvars.ContextVar("generator of initial weights", default=None)  # None: torch's global one
 

@@ -1,4 +1,4 @@
-"""Measures how recipe, network and data affect the score: trains named variants of recipe, network and data, each on its own.
+"""Measures how recipe, network and data affect the score, by training named variants of them.
 
     python -m Miniproject_1.others.experiments run PHOTOS --validate val_data.pkl --seeds 0 1 2 --out results.jsonl
     python -m Miniproject_1.others.experiments table report/results/project_1.jsonl

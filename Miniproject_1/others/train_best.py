@@ -78,7 +78,9 @@ def parse_arguments(arguments=None):
         parser.add_argument(f"--{name.replace('_', '-')}", type=positive, help="of the network; see ResidualUNet")
     parser.add_argument("--large", type=share, default=0.0, help="share of the work on large pairs (default 0)")
     parser.add_argument("--large-side", type=positive, default=96, help="cells a side of these pairs (default 96)")
-    parser.add_argument("--flat", type=share, default=0.1, help="uniform images per photograph among the large pairs (default 0.1)")
+    parser.add_argument(
+        "--flat", type=share, default=0.1, help="flat images per photograph among large pairs (default 0.1)"
+    )
     parser.add_argument("--revive", action="store_true", help="restart dead blocks and hidden units")
     parser.add_argument("--gates", action="store_true", default=None, help="of the network; see ResidualUNet")
     for name, text in RECIPE_OPTIONS.items():
