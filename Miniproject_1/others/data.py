@@ -454,7 +454,9 @@ def default_data(folder=CACHE, progress=None):
         except OSError as error:
             raise ValueError(f"the default data cannot be kept: {error}; use -d with data of your own") from error
         return place
-    raise ValueError(f"no folder for the default data can be written: {reason}; use -d with yours") from reason
+    raise ValueError(
+        f"no folder for the default data can be written: {reason}; use -d with data of your own"
+    ) from reason
 
 
 # ---------------------------------------------------------------------------------------------- files
