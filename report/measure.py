@@ -38,6 +38,7 @@ from Miniproject_1.others.data import (
     render_scene,
 )
 from Miniproject_1.others.metrics import psnr, psnr_of_each
+from Miniproject_1.others.results import now_and_where, processor
 from Miniproject_2 import model as framework
 from Miniproject_2.model import Model as Model2
 from Miniproject_2.others import benchmark, rounding
@@ -78,9 +79,9 @@ def commits_of(folders):
 
 def surroundings(folders):
     """Where, when and with what a record was made; `load` is the number of processes that wanted a core."""
-    return experiments.now_and_where() | {
+    return now_and_where() | {
         "commit": commits_of(folders),
-        "machine": experiments.processor(torch.device("cpu")),
+        "machine": processor(torch.device("cpu")),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }
 

@@ -24,10 +24,10 @@ import torch
 from Miniproject_1.model import COURSE_PIXELS, Model, Pairs, Recipe, Training, lr_factor
 from Miniproject_1.others.command_line import count, draw_progress, exit_on_error, positive, some_path, summary
 from Miniproject_1.others.data import NOISES
-from Miniproject_1.others.experiments import append_result, now_and_where, processor, read_results
 from Miniproject_1.others.files import check_writable, read_names
 from Miniproject_1.others.metrics import psnr_of_each
 from Miniproject_1.others.photos import load_photo, photo_files
+from Miniproject_1.others.results import append_result, now_and_where, processor, read_results
 
 SIDE = 64  # pixels a side of the crops
 TEXT_SIZES = (8, 32)  # points

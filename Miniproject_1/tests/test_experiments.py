@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from Miniproject_1.model import Model, Recipe, Training
-from Miniproject_1.others import data, experiments
+from Miniproject_1.others import data, experiments, results
 from Miniproject_1.others.metrics import psnr
 
 RESULTS = Path(experiments.__file__).resolve().parents[2] / "report" / "results" / "project_1.jsonl"
@@ -175,21 +175,21 @@ def test_results_say_how_they_were_made(photos, tmp_path, monkeypatch):
     torch.save(data.noisy_and_clean(photos[0], 2, seed=0), tmp_path / "val_data.pkl")
     command = ["run", "x", "--validate", str(tmp_path / "val_data.pkl"), "--only", "width 24", "--pairs", "2"]
     experiments.main([*command, "--out", str(tmp_path / "new" / "results.jsonl")])
-    (row,) = experiments.read_results(tmp_path / "new" / "results.jsonl")
+    (row,) = results.read_results(tmp_path / "new" / "results.jsonl")
     assert row["recipe"]["batch_size"] == Recipe.batch_size and row["network"]["width"] == 24
     assert row["torch"] == torch.__version__ and row["machine"] and row["python"]
-    assert row["commit"] == experiments.commit() and len(row["recorded"].split("-")) == 3
+    assert row["commit"] == results.commit() and len(row["recorded"].split("-")) == 3
 
 
 def test_outside_of_git_there_is_no_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "__file__", str(tmp_path / "experiments.py"))
-    assert experiments.commit() is None
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
+    assert results.commit() is None
     monkeypatch.setenv("PATH", "")
-    assert experiments.commit() is None
+    assert results.commit() is None
 
 
 def test_recorded_results_are_of_variants_that_there_are(capsys):
-    rows = experiments.read_results(RESULTS)
+    rows = results.read_results(RESULTS)
     assert rows and {row["variant"] for row in rows} <= experiments.VARIANTS.keys()
     experiments.main(["table", str(RESULTS)])
     assert len(capsys.readouterr().out.splitlines()) == 2 + len({(r["variant"], r["pairs"], r["epochs"]) for r in rows})
@@ -208,8 +208,8 @@ def test_lines_of_several_runs_do_not_mix(tmp_path):
     path.write_text(json.dumps(row))  # without the end of its line, as editors may leave it
     rows = [row | {"seed": seed, "variant": "long " * 3000} for seed in range(50)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda row: experiments.append_result(path, row), rows))
-    assert sorted(row["seed"] for row in experiments.read_results(path)[1:]) == list(range(50))
+        list(pool.map(lambda row: results.append_result(path, row), rows))
+    assert sorted(row["seed"] for row in results.read_results(path)[1:]) == list(range(50))
 
 
 @pytest.mark.parametrize("option", ["--validate", "--out"])
@@ -252,5 +252,5 @@ def test_averages_of_the_weights_differ_from_ours_after_as_few_pairs_as_the_vari
         return training.network.factor.item()
 
     decays = [variant.recipe for variant in experiments.VARIANTS.values() if variant.recipe.keys() == {"ema_decay"}]
-    results = [averaged(Recipe(swap_pixels=False, **recipe)) for recipe in ({}, *decays)]
-    assert len(set(results)) == len(results) == 4
+    scores = [averaged(Recipe(swap_pixels=False, **recipe)) for recipe in ({}, *decays)]
+    assert len(set(scores)) == len(scores) == 4
