@@ -412,6 +412,20 @@ def along_rows(x, matrix):
     return pixels.unflatten(0, (x.shape[0], x.shape[2])).permute(0, 3, 1, 2)
 
 
+class Denoiser(nn.Module):
+    """What `Model` needs of a network, beside a `forward` that maps (B, C, H, W) in [0, 1] to denoised images.
+
+    Attributes that each network has of its own:
+        first, last: its first and last convolution, which Adam trains also where Muon trains the others.
+        multiple: H and W must be multiples of this.
+        reach: in pixels; no output depends on an input farther away, but for gates.
+    """
+
+    border = 0  # pixels that `predict` mirrors around the edges of an image first
+    equivariant = False  # whether the output transforms with the input, for all eight symmetries of the square
+    predicts_noise = False  # whether the last layer makes the noise that is taken from the input
+
+
 class Stage(nn.Module):
     """One level of a U-Net: residual blocks around the next level, at half the resolution with twice the features.
 
@@ -442,7 +456,7 @@ def chain(width, blocks, cell):
     return nn.Sequential(*(ResidualBlock(width, cell) for _ in range(blocks)))
 
 
-class ResidualUNet(Stage):
+class ResidualUNet(Denoiser, Stage):
     """Our network: residual blocks at full and lower resolutions; predicts the noise to subtract.
 
     Point-sampling noise is independent between pixels, so most of the work is done at full resolution. The centred
@@ -451,7 +465,7 @@ class ResidualUNet(Stage):
     If `equivariant`, the output transforms with the input, for all eight symmetries of the square: an eighth of the
     free weights needs fewer pairs, and one pass gives what the average over the eight would. Gates (see
     `ResidualBlock`) gain 0.05 dB in long trainings against means of noisy targets, nothing in one epoch of noisy ones.
-    `predict` mirrors `border` pixels around the edges of an image first, for weights that know edges too little.
+    A `border` is for weights that know edges too little.
     """
 
     predicts_noise = True
@@ -470,10 +484,9 @@ class ResidualUNet(Stage):
         self.first = first
         scale_down(self.first)
         self.last = zero_initialised(conv(width, in_channels))  # untrained, the network returns its input
-        self.reach += 2  # pixels: no output depends on an input farther away, but for the gates
-        self.multiple = 2 ** (levels - 1)  # H and W must be multiples of this
+        self.reach += 2
+        self.multiple = 2 ** (levels - 1)
         self.border = border
-        self.equivariant = False
         if equivariant:
             make_equivariant(self)
 
@@ -490,10 +503,10 @@ class DoubleConv(nn.Sequential):
         super().__init__(first, nn.LeakyReLU(slope), second, nn.LeakyReLU(slope))
 
 
-class UNet(nn.Module):
+class UNet(Denoiser):
     """The original U-Net: double convolutions, average pooling, transposed convolutions, concatenated skips."""
 
-    multiple, reach, border, equivariant, predicts_noise = 4, 23, 0, False, False
+    multiple, reach = 4, 23
 
     def __init__(self, in_channels=3, width=32):
         super().__init__()
@@ -519,11 +532,11 @@ class UNet(nn.Module):
         return self.last(self.decode1(torch.cat([x, full], dim=1))) + 0.5
 
 
-class Noise2NoiseNet(nn.Module):
+class Noise2NoiseNet(Denoiser):
     """The original's second network, after figure 4 of the Noise2Noise paper's appendix: one convolution a level down
     to 1/32, nearest upsampling, concatenated skips, the last of them the noisy image itself."""
 
-    multiple, reach, border, equivariant, predicts_noise = 32, 158, 0, False, False
+    multiple, reach = 32, 158
 
     def __init__(self, in_channels=3, width=48, slope=0.1):
         super().__init__()

@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from Miniproject_1.model import (
     ORIGINAL_RECIPE,
+    Denoiser,
     DoubleConv,
     Model,
     Recipe,
@@ -143,10 +144,10 @@ class Scaled(ResidualUNet):
             self.first.weight.mul_(scale / 4)
 
 
-class Flat(nn.Module):
+class Flat(Denoiser):
     """Residual blocks at full resolution only."""
 
-    multiple, border, predicts_noise = 1, 0, True
+    multiple, predicts_noise = 1, True
 
     def __init__(self, width, blocks):
         super().__init__()
