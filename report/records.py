@@ -434,17 +434,16 @@ def paper_rows():
     return read_lines(RESULTS / "paper.jsonl")
 
 
-def paper_results(pick=min):
+def paper_results(pick):
     """{experiment: {targets: {seed: row}}} of the Noise2Noise paper's experiments; those that are complete.
 
-    `pick` chooses one of the numbers of crops: `min` those of the table, `max` those of the longest trainings.
+    `pick` chooses one of the numbers of crops: `min` the short trainings, `max` the long ones.
     """
     rows, found = paper_rows(), {}
-    crops = pick((row["pairs"] for row in rows), default=0)
+    crops = pick(row["pairs"] for row in rows)
     for row in rows:
-        if row["pairs"] != crops:
-            continue
-        found.setdefault(row["experiment"], {}).setdefault(row["target"], {})[row["seed"]] = row
+        if row["pairs"] == crops:
+            found.setdefault(row["experiment"], {}).setdefault(row["target"], {})[row["seed"]] = row
     return {name: targets for name, targets in found.items() if {"noisy", "clean"} <= targets.keys()}
 
 
@@ -455,14 +454,14 @@ def paper_differences(targets):
 
 
 def paper_table():
-    """Noise, loss, dB of the noisy photographs and after training on noisy targets, on clean ones, the difference, and
-    L2 on noisy targets where that is not the loss."""
-    found = []
-    for name, targets in paper_results().items():
+    """Noise, loss, dB of the noisy photographs and after long trainings on noisy targets, on clean ones, the difference
+    of these, that after short trainings, and L2 on noisy targets where that is not the loss."""
+    short, found = paper_results(min), []
+    for name, targets in paper_results(max).items():
         first = next(iter(targets["noisy"].values()))
         scores = {target: f"{mean(row['single'] for row in seeds.values()):.2f}" for target, seeds in targets.items()}
-        cells = [name, first["loss"].replace("l", "L"), f"{first['noisy']:.2f}", scores["noisy"]]
-        cells += [scores["clean"], spread(paper_differences(targets), 2, "+")]
+        cells = [name, first["loss"].replace("l", "L"), f"{first['noisy']:.2f}", scores["noisy"], scores["clean"]]
+        cells += [spread(paper_differences(trainings), 2, "+") for trainings in (targets, short[name])]
         found.append([*cells, scores.get("noisy, L2", "—")])
     return found
 
@@ -474,28 +473,28 @@ def loss_gain(results, experiment):
 
 
 def paper_facts():
-    results = paper_results()
-    every = [row for targets in results.values() for seeds in targets.values() for row in seeds.values()]
-    means = [mean(paper_differences(t)) for t in results.values() if next(iter(t["noisy"].values()))["loss"] == "l2"]
-    noise = "Gaussian 25"
-    long = paper_results(max)[noise]
-    return {
-        "paper.long.noise": noise,
-        "paper.long.crops": count(next(iter(long["noisy"].values()))["pairs"]),
-        "paper.long.minutes": f"{mean(row['seconds'] for seeds in long.values() for row in seeds.values()) / 60:.0f}",
-        "paper.long.noisy": f"{mean(row['single'] for row in long['noisy'].values()):.2f}",
-        "paper.long.clean": f"{mean(row['single'] for row in long['clean'].values()):.2f}",
-        "paper.long": spread(paper_differences(long), 2, "+"),
-        "paper.long.n": str(len(paper_differences(long))),
-        "paper.photos": str(every[0]["photos"]),
-        "paper.pairs": count(every[0]["pairs"]),
-        "paper.n": str(len(paper_differences(next(iter(results.values()))))),
-        "paper.minutes": f"{mean(row['seconds'] for row in every) / 60:.0f}",
-        "paper.text": loss_gain(results, "text, a quarter"),
-        "paper.impulses": loss_gain(results, "impulses, half"),
-        "paper.short": f"{-mean(paper_differences(results['impulses, half'])):.2f}",
-        "paper.least": minus(f"{max(means):+.2f}"),
-        "paper.most": minus(f"{min(means):+.2f}"),
+    known, found = field(), {}
+    for length, results in (("long", paper_results(max)), ("short", paper_results(min))):
+        every = [row for targets in results.values() for seeds in targets.values() for row in seeds.values()]
+        of_l2 = [targets for targets in results.values() if next(iter(targets["noisy"].values()))["loss"] == "l2"]
+        means = [mean(paper_differences(targets)) for targets in of_l2]
+        found |= {
+            f"paper.{length}.crops": count(every[0]["pairs"]),
+            f"paper.{length}.minutes": f"{mean(row['seconds'] for row in every) / 60:.0f}",
+            f"paper.{length}.least": minus(f"{max(means):+.2f}"),
+            f"paper.{length}.most": minus(f"{min(means):+.2f}"),
+        }
+    long, short = paper_results(max), paper_results(min)
+    return found | {
+        "paper.photos": str(paper_rows()[0]["photos"]),
+        "paper.short.n": str(len(paper_differences(short["Gaussian 25"]))),
+        "paper.long.n": str(len(paper_differences(long["Gaussian 25"]))),
+        "paper.text": loss_gain(long, "text, a quarter"),
+        "paper.impulses": loss_gain(long, "impulses, half"),
+        "paper.behind": f"{-mean(paper_differences(long['impulses, half'])):.2f}",
+        "paper.published": f"{known['paper']['psnr']:.2f}",
+        "paper.set": known["paper"]["photos"],
+        **{f"paper.{name.split(',')[0]}": f"{values[1]:.2f}" for name, values in known["photographs"].items()},
     }
 
 

@@ -78,8 +78,7 @@ def add_arguments(parser):
     add_range(parser, f"{beyond}. Default: that of the weights' training if they know it, else for each picture: ")
     parser.add_argument(
         "--quality",
-        type=int,
-        choices=range(1, 101),
+        type=quality,
         metavar="1..100",
         default=DEFAULT_QUALITY,
         help="of JPEG and lossy WebP (default: 95)",
@@ -87,6 +86,13 @@ def add_arguments(parser):
     add_max_megapixels(parser)
     parser.add_argument("--quiet", action="store_true", help="print only errors")
     parser.add_argument("--json", action="store_true", help="print JSON, one line per picture")
+
+
+def quality(text):
+    """A number from 1 to 100, for the command line."""
+    if not 1 <= int(text) <= 100:
+        raise ValueError
+    return int(text)
 
 
 # ---------------------------------------------------------------------------------------------- which files

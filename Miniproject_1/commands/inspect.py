@@ -4,8 +4,8 @@
     noise2noise inspect train_data.pkl
 
 Pairs must show the same scene twice, at the same place and with the same exposure, with independent noise of mean zero.
-Each finding has a verdict (fine, warning or BAD) and says what to do. Noise that is the same in both pictures, such as
-a sensor's fixed pattern, is not seen, and training does not remove it.
+Each finding has a verdict (fine, warning or BAD) and says what to do. Noise that is the same in both pictures, as that
+of a sensor's fixed pattern or of two JPEG files of one exposure, is not seen, and training does not remove it.
 """
 
 import json
@@ -36,7 +36,6 @@ from Miniproject_1.model import (
     contrast_difference,
     displaced_share,
     lagged_products,
-    line_products,
     measure_noise,
     reorientation,
     subsample,
@@ -62,6 +61,8 @@ LOCAL = 0.5  # pixels: places of a pair may lie so far apart, see `displaced_sha
 FEW = 50  # one in so many pairs may be taken for different scenes by chance
 UNLIKE = 0.8  # imbalance of two noises, one of three times the level of the other
 JUDGED = 128  # squares that the shipped weights are tried on
+APART = 16  # pixels: blurred, demosaiced and JPEG-coded noise is correlated over less, stripes over more
+HARDLY_CLIPPED, CLIPPED = 0.01, 0.1  # shares of values beyond which what the weights reach is less sure, and unknown
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,20 @@ def channel_correlation(first, second):
 
 
 def line_correlation(first, second):
-    """Mean correlation of the noise of all pairs of different pixels in one row, and in one column, of the squares."""
+    """Mean correlation of the noise of pixels of one row, and of one column, of the squares, at least APART apart."""
     difference = first - second
     difference = difference - difference.mean((2, 3), keepdim=True)
-    power = difference.square().mean() + 1e-12
-    return [(line_products(difference, axis).mean() / power).item() for axis in (3, 2)]
+    side, power = first.shape[3], difference.square().sum() + 1e-12
+
+    def correlation(axis):
+        near = sum(
+            (difference.narrow(axis, 0, side - apart) * difference.narrow(axis, apart, side - apart)).sum()
+            for apart in range(1, APART)
+        )
+        far = difference.sum(axis).square().sum() - power - 2 * near  # of all ordered pairs that are left
+        return (far / power).item() * side / ((side - APART) * (side - APART + 1))
+
+    return correlation(3), correlation(2)
 
 
 def single_correlation(pictures):
@@ -227,6 +237,7 @@ def inspect_pairs(pairs, try_weights=True, device=None):
     noise = measure_noise(first, second)
     variance = (first - second - (first - second).mean((0, 2, 3), keepdim=True)).square().mean().item() / 2
     levels = [math.sqrt(max(0.0, variance * (1 + sign * noise.imbalance))) for sign in (1, -1)]
+    clipped = clipped_shares(first, second)
     findings = [
         on_copies(pairs),
         on_level(levels, noise.at_least("imbalance") > UNLIKE),
@@ -234,14 +245,14 @@ def inspect_pairs(pairs, try_weights=True, device=None):
         on_scenes(pairs),
         on_orientation(pairs, first, second),
         on_neighbours(noise.correlation, first.numel()),
-        on_stripes(*line_correlation(first, second)),
+        on_stripes(*line_correlation(first, second)) if first.shape[3] >= 2 * APART else None,
         on_channels(channel_correlation(first, second)),
         on_brightness(brightness_levels(first, second)),
         on_exposure(pairs, math.sqrt(variance)),
         on_contrast(*contrast_difference(first, second)),
         on_displacement(pairs, *displaced_share(first, second)),
-        on_clipping(*clipped_shares(first, second)),
-        on_gain(first, second, levels, try_weights, device),
+        on_clipping(*clipped),
+        on_gain(first, second, levels, sum(clipped), try_weights, device),
     ]
     return [finding for finding in findings if finding is not None]
 
@@ -289,7 +300,7 @@ def on_shared(alone, level):
         return None
     text = (
         f"the first ones alone seem to have noise {alone:.1f}, but the two differ by only {level:.1f}: either they "
-        "share noise, as copies and JPEG files of one exposure do, which cannot be removed, or have very fine texture."
+        "share noise, as copies do, which cannot be removed, or have very fine texture."
     )
     return Finding("shared noise", {"alone": round(alone, 2), "pair": round(level, 2)}, WARNING, text)
 
@@ -517,20 +528,23 @@ class Subset:
 def on_clipping(black, white):
     values = {"black": round(black, 4), "white": round(white, 4)}
     said = f"{100 * black:.1f} % of the values are black, {100 * white:.1f} % white"
-    if black + white <= 0.01:
+    if black + white <= HARDLY_CLIPPED:
         return Finding("clipping", values, FINE, f"{said}: hardly any clipping.")
     text = f"{said}: clipping shifts the mean of the noise, and black turns grey. Use raw data or another exposure."
-    if white <= 0.01:
+    if white <= HARDLY_CLIPPED:
         return Finding("clipping", values, WARNING, f"{text} Counts of photons may be 0 without clipping.")
     return Finding("clipping", values, BAD if black + white > 0.2 else WARNING, text)
 
 
-def on_gain(first, second, levels, try_weights, device):
+def on_gain(first, second, levels, clipped, try_weights, device):
     """What the shipped weights reach, measured without a clean image; training on the pairs themselves gives more."""
     if min(levels) < 1e-3:
         return None
     noisy = psnr_of_mse((levels[0] / 255) ** 2)
     values, said = {"noisy": round(noisy, 2)}, f"the first ones have about {noisy:.1f} dB"
+    if try_weights and clipped > CLIPPED:
+        text = f"{said}. What the weights reach cannot be told: clipping shifts both pictures alike."
+        return Finding("gain", values, FINE, text)
     a, b = first[:JUDGED], second[:JUDGED]
     b = b - (b - a).mean((0, 2, 3), keepdim=True)
     for name in [name for name, path in SHIPPED.items() if path.is_file() and try_weights and a.shape[1] in (1, 3)]:
@@ -544,6 +558,8 @@ def on_gain(first, second, levels, try_weights, device):
     text = f"{said}; the weights {best!r} make it about {reached[best]:.1f} dB as they are. "
     if reached[best] <= noisy:
         return Finding("gain", values, FINE, text + "They do not know this noise: train on these pairs.")
+    if clipped > HARDLY_CLIPPED:
+        return Finding("gain", values, FINE, text + "The shift by clipping, alike in both pictures, is not counted.")
     return Finding("gain", values, FINE, text + "Trained on many such pairs, expect that or more.")
 
 

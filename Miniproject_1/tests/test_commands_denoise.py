@@ -523,7 +523,7 @@ def test_a_missing_stderr_stops_nothing(tmp_path, identity):
 
 
 def test_odd_names(tmp_path, identity, monkeypatch):
-    odd = os.fsencode(tmp_path) + b"/in/\xff\xfe odd.png"
+    odd = os.fsencode(tmp_path) + b"/in/\xff\xfe o\x1b[31md\nd.png"
     write(tmp_path / "in" / "a.png").rename(os.fsdecode(odd))
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
     (tmp_path / "in" / "nowhere.png").symlink_to(tmp_path / "missing.png")
@@ -534,8 +534,8 @@ def test_odd_names(tmp_path, identity, monkeypatch):
         [*command, "--weights", str(identity)], cwd=tmp_path / "below", env=environment, capture_output=True
     )
     assert done.returncode == 1 and b"nowhere.png: no such file" in done.stderr
-    assert b"\\udcff\\udcfe odd.png: 60 x 40" in done.stdout
-    assert os.listdir(os.fsencode(tmp_path / "out")) == [b"\xff\xfe odd.png"]
+    assert b"\\udcff\\udcfe o\\x1b[31md\\nd.png: 60 x 40" in done.stdout
+    assert os.listdir(os.fsencode(tmp_path / "out")) == [b"\xff\xfe o\x1b[31md\nd.png"]
 
 
 def test_missing_weights_name_the_others(tmp_path, capsys, monkeypatch):
@@ -543,9 +543,16 @@ def test_missing_weights_name_the_others(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(weights.SHIPPED, "photo", tmp_path / "photomodel.pth")
     assert main(["denoise", str(source), "-o", f"{tmp_path}/b.png"]) == 1
     said = capsys.readouterr().err
-    assert "photomodel.pth" in said and "--weights course" in said and "photographs at their own resolution" in said
+    assert "photomodel.pth" in said and "choose course" in said and "photographs at their own resolution" in said
     assert main(["denoise", str(source), "-o", f"{tmp_path}/b.png", "--weights", "nothing.pth"]) == 1
     assert "no weights file 'nothing.pth'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "101", "high"])
+def test_quality_is_a_number_from_1_to_100(capsys, value):
+    with pytest.raises(SystemExit, match="2"):
+        main(["denoise", "a.jpg", "-o", "b.jpg", "--quality", value])
+    assert f"--quality: invalid quality value: '{value}'" in capsys.readouterr().err
 
 
 def test_an_empty_argument_is_not_the_current_folder(tmp_path, identity, capsys, monkeypatch):

@@ -210,6 +210,39 @@ def test_double_precision_is_said_to_become_single(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", numpy.random.default_rng(0).random((5, 6)))
     picture = images.read_picture(tmp_path / "a.tif")
     assert picture.pixels.dtype == "float32" and picture.notes[0] == "its float64 values become float32"
+    tifffile.imwrite(tmp_path / "a.ome.tif", numpy.zeros((5, 6)))
+    images.write_picture(images.read_picture(tmp_path / "a.ome.tif"), tmp_path / "b.tif")
+    assert b'Type="float"' in (tmp_path / "b.tif").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_copies_in_other_sizes_are_said_to_be_lost(tmp_path, dtype):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = numpy.zeros((32, 32, 3), dtype)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(pixels, photometric="rgb", subifds=1, metadata=None)
+        writer.write(pixels[::2, ::2], photometric="rgb", subfiletype=1, metadata=None)
+    assert "not kept: copies in other sizes" in images.read_picture(tmp_path / "a.tif").notes
+
+
+WIDE, USUAL = (
+    (31270, 32900, *primaries)
+    for primaries in ((70800, 29200, 17000, 79700, 13100, 4600), (64000, 33000, 30000, 60000, 15000, 6000))
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lost"),
+    [
+        (b"cHRM", struct.pack(">8I", *WIDE), "the primaries of its colours"),
+        (b"cHRM", struct.pack(">8I", *USUAL), None),
+        (b"cICP", bytes([9, 16, 0, 1]), "the code of its colours (cICP)"),
+        (b"cICP", bytes([1, 13, 0, 1]), None),
+    ],
+)
+def test_colours_other_than_srgb_are_said_to_be_lost(tmp_path, name, content, lost):
+    (tmp_path / "a.png").write_bytes(png(2, 8, [bytes(7)], chunk(name, content)))
+    assert images.read_picture(tmp_path / "a.png").notes == ([f"not kept: {lost}"] if lost else [])
 
 
 def chunk(name, content):

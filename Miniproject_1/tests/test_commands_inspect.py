@@ -231,6 +231,15 @@ def test_stripes():
     assert abs(found["stripes"].values["columns"]) < 0.01
 
 
+@pytest.mark.parametrize("size", [320, 32, 16])
+def test_blurred_noise_has_no_stripes(size):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 16, 3, size + 4, size + 4, generator=generator)
+    found, _ = findings(*(100 + 30 * F.avg_pool2d(part, 5, 1) for part in noise))
+    assert found["neighbours"].verdict == "warning"
+    assert verdicts(found).get("stripes") == ("fine" if size > 16 else None)  # too narrow to tell
+
+
 def test_noise_that_is_correlated_between_channels():
     generator = torch.Generator().manual_seed(0)
     grey, own = torch.randn(2, 1, 1, 320, 320, generator=generator), torch.randn(2, 1, 3, 320, 320, generator=generator)
@@ -383,6 +392,17 @@ def test_the_command_tries_the_shipped_weights(tmp_path, capsys):
     assert said["pairs"] == 1 and gain["course"] > gain["noisy"] + 3
     assert main(["inspect", f"{tmp_path}/pairs.pkl", "--no-weights"]) == 0
     assert "1 pairs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("brightness", "promised"), [(127, "expect that or more"), (45, "not counted"), (0, "cannot be")]
+)
+def test_what_the_weights_reach_is_not_promised_where_noise_is_clipped(brightness, promised):
+    generator = torch.Generator().manual_seed(0)
+    a, b = ((brightness + 25 * torch.randn(8, 3, 64, 64, generator=generator)).clamp(0, 255) for _ in "ab")
+    gain = inspect.inspect_pairs(pairs.PairsInMemory(a, b), device="cpu")[-1]
+    assert gain.topic == "gain" and promised in gain.text
+    assert ("course" in gain.values) == (brightness > 0)
 
 
 def test_folders_are_paired_by_name(tmp_path, capsys):

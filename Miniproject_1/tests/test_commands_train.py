@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import math
+import pickle
 import re
 import sys
 import tempfile
@@ -285,11 +286,21 @@ def test_a_small_first_picture_is_named(capsys):
     assert "picture 0 is small, so all are cut into squares of 6 x 6" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("shape", [(10, 32, 32, 3), (32, 32, 3), (10, 32, 32)])
-def test_tensors_of_another_layout_are_refused(tmp_path, capsys, shape):
+@pytest.mark.parametrize(
+    ("shape", "advice"),
+    [((10, 32, 32, 3), ". Turn (N, H, W, C) by tensor.permute"), ((10, 32, 32), ". Turn (N, H, W) by"), ((32, 32), "")],
+)
+def test_tensors_of_another_layout_are_refused(tmp_path, capsys, shape, advice):
     torch.save((torch.zeros(shape), torch.zeros(shape)), tmp_path / "a.pkl")
     assert main(["train", f"{tmp_path}/a.pkl", "-o", f"{tmp_path}/a.pth"]) == 1
-    assert "must hold tensors (N, C, H, W); got the shape" in capsys.readouterr().err
+    assert f"must hold tensors (N, C, H, W); got the shape {shape}{advice}" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_pickle_of_foreign_code_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(Path("x"), protocol=4))
+    assert main(["train", f"{tmp_path}/a.pkl", "-o", f"{tmp_path}/a.pth"]) == 1
+    assert "is not readable as two tensors" in capsys.readouterr().err
 
 
 def test_pictures_are_learnt_from(tmp_path, capsys):

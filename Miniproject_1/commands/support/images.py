@@ -65,10 +65,13 @@ UNKNOWN, PREMULTIPLIED = 0, 1
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
 XMP, XMP_TEXT = 700, "XML:com.adobe.xmp"  # the TIFF tag and the PNG text that hold it
 LOST_TAGS = {33723: "IPTC", 34377: "Photoshop's data", 34735: "GeoTIFF", 50839: "ImageJ's data"}
+LOST_TAGS[SUB_DIRECTORIES] = "copies in other sizes"
 LOST_INFO = {"photoshop": "IPTC and Photoshop's data", "comment": "its comment"}  # Pillow's names in a JPEG
 TAGS_READ = {*DESCRIPTIVE, *LOST_TAGS, ORIENTATION, ICC_PROFILE, XMP, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT}
 LOW_BITS = {"L;2": 85, "L;4": 17}  # greys of 2 and 4 bits in a PNG, in Pillow's words, and their factor to 8 bits
-USUAL_GAMMA = 0.45455  # of PNGs; losing any other one shifts the colours
+USUAL_GAMMA = 0.45455  # of PNGs; losing any other one shifts the colours, as with the next two, which are sRGB's
+USUAL_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # white, red, green, blue: x and y of each
+USUAL_COLOURS = b"\1\r\0\1"
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # the TIFF tag that says what values mean, and one of its values
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that sensors have: 16-bit files often hold fewer
@@ -359,7 +362,7 @@ def range_in_words(value_range, dtype, why=""):
 
 def exactly(value, width):
     """A value in words, to a hundred-thousandth of the width of the range that it belongs to."""
-    return f"{round(float(value), 5 - math.floor(math.log10(width))):.15g}"
+    return f"{round(float(value), 5 - math.floor(math.log10(width))) + 0.0:.15g}"  # no "-0"
 
 
 @contextlib.contextmanager
@@ -454,7 +457,7 @@ def decode_with_pillow(image, file):
     tags = image.tag_v2 if source == "TIFF" else {}
     orientation = tags.get(ORIENTATION, 1) if source == "TIFF" else None  # decoding removes it
     pixels, space, alpha = sixteen_bits(image, file) or eight_bits(image, notes)
-    notes += not_kept(tags, image.info, getattr(image, "text", {}))
+    notes += not_kept(tags, image.info, getattr(image, "text", {}), colour_code(file) if source == "PNG" else None)
     exif, icc, dpi, xmp = image.getexif(), *(image.info.get(name) for name in ("icc_profile", "dpi", "xmp"))
     if source != "TIFF":  # which Pillow turns itself
         orientation = exif.get(ORIENTATION, 1)
@@ -466,16 +469,36 @@ def decode_with_pillow(image, file):
     return Picture(pixels, space, alpha, (0, high), exif, icc, dpi, upright_xmp(xmp), encoding, notes)
 
 
-def not_kept(tags, info=None, texts=()):
-    """A list with a note that names what will be lost of a file, besides its picture; empty if there is nothing."""
+def not_kept(tags, info=None, texts=(), code=None):
+    """A list with a note that names what will be lost of a file, besides its picture; empty if there is nothing.
+
+    Args:
+        tags: of a TIFF, by number.
+        info: of Pillow.
+        texts: names of a PNG's texts.
+        code: see `colour_code`.
+    """
     info = info or {}
     found = {name for code, name in LOST_TAGS.items() if code in tags}
     found |= {name for key, name in LOST_INFO.items() if key in info}
     found |= {f"the text {name!r}" for name in texts if name != XMP_TEXT}
-    gamma = info.get("gamma", USUAL_GAMMA)
-    if abs(gamma - USUAL_GAMMA) > 0.001 and not {"srgb", "icc_profile"} & set(info):
-        found.add(f"the gamma of {gamma:g}")
+    if not {"srgb", "icc_profile"} & set(info):
+        gamma, primaries = info.get("gamma", USUAL_GAMMA), info.get("chromaticity", USUAL_PRIMARIES)
+        if abs(gamma - USUAL_GAMMA) > 0.001:
+            found.add(f"the gamma of {gamma:g}")
+        if max(abs(value - usual) for value, usual in zip(primaries, USUAL_PRIMARIES, strict=True)) > 0.001:
+            found.add("the primaries of its colours")
+    if code not in (None, USUAL_COLOURS):
+        found.add("the code of its colours (cICP)")
     return [f"not kept: {', '.join(sorted(found))}"] if found else []
+
+
+def colour_code(file):
+    """The content of the cICP chunk of a PNG, which Pillow does not read; None without one."""
+    file.seek(0)
+    header = file.read(2**16).split(b"IDAT")[0]
+    place = header.find(b"cICP")
+    return None if place < 0 else header[place + 4 : place + 8]
 
 
 def how_encoded(image, file):
@@ -619,10 +642,10 @@ def decode_page(page, file, max_megapixels):
     orientation = int(tags.get(ORIENTATION, 1))
     encoding = {"inverted": page.photometric == 0, "planes": in_planes, "scale": pixels_per_unit(tags)}
     exif, notes = need_pillow().Exif(), not_kept(tags)
-    if SUB_DIRECTORIES in page.tags:
-        notes.append("its copies in other sizes are left out")
     if pixels.dtype.itemsize > 4:
         notes.append(f"its {pixels.dtype} values become float32")
+        if isinstance(tags.get(IMAGE_DESCRIPTION), str):  # in OME's
+            tags[IMAGE_DESCRIPTION] = tags[IMAGE_DESCRIPTION].replace('Type="double"', 'Type="float"')
     pixels = upright(pixels.astype(dtype), orientation)
     if alpha and extra == [UNKNOWN]:
         pixels, alpha = pixels[:, :, :-1], False

@@ -9,6 +9,7 @@ Shapes: N pairs, C channels, H x W pixels. Values are returned in [0, 255], scal
 
 import sys
 import unicodedata
+import warnings
 
 import torch
 
@@ -383,7 +384,9 @@ def pair_folders(folders):
 def read_tensors(path, scale):
     """The two tensors of a .pkl in the course's format."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch asks for a report of files that it refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make torch.load raise half a dozen kinds
         raise ValueError(f"{path} is not readable as two tensors that torch.save wrote") from error
     if not isinstance(content, (tuple, list)) or len(content) != 2 or not all(map(torch.is_tensor, content)):
@@ -405,10 +408,9 @@ def read_tensors(path, scale):
 def check_tensor(tensor, path):
     """ValueError unless a tensor of a .pkl is dense, of the shape (N, C, H, W), and holds finite real numbers."""
     if tensor.ndim != 4 or tensor.shape[1] > 4 >= tensor.shape[3]:
-        raise ValueError(
-            f"{path} must hold tensors (N, C, H, W); got the shape {tuple(tensor.shape)}. Turn (N, H, W, C) by "
-            "tensor.permute(0, 3, 1, 2) first"
-        )
+        advice = {3: "(N, H, W) by tensor.unsqueeze(1)", 4: "(N, H, W, C) by tensor.permute(0, 3, 1, 2)"}
+        advice = f". Turn {advice[tensor.ndim]} first" if tensor.ndim in advice else ""
+        raise ValueError(f"{path} must hold tensors (N, C, H, W); got the shape {tuple(tensor.shape)}{advice}")
     if tensor.layout != torch.strided or tensor.is_meta:
         raise ValueError(
             f"{path} must hold dense tensors with values; got {tensor.layout} on {tensor.device}. Convert them first, "
@@ -481,16 +483,14 @@ def as_images(array, path):
             f"{path} has the shape {array.shape}: one picture (H, W, C)? Save it as (1, H, W, C), which says so; grey "
             "images of up to 4 columns as (N, 1, H, W)"
         )
-    if array.ndim == 3:
-        array = array[:, None]
-    elif array.ndim == 4 and array.shape[3] <= 4 < array.shape[1]:
-        array = array.transpose(0, 3, 1, 2)
-    if array.ndim != 4 or array.dtype.kind not in "uf" or (array.dtype.kind == "u" and array.itemsize > 2):
+    if array.ndim not in (3, 4) or array.dtype.kind not in "uf" or (array.dtype.kind == "u" and array.itemsize > 2):
         raise ValueError(
             f"{path} must hold (N, H, W), (N, C, H, W) or (N, H, W, C), unsigned of 8 or 16 bits or floating; got "
             f"{array.dtype} {array.shape}"
         )
-    return array
+    if array.ndim == 3:
+        return array[:, None]
+    return array.transpose(0, 3, 1, 2) if array.shape[3] <= 4 < array.shape[1] else array
 
 
 def scaled(arrays, scale, clean=False):

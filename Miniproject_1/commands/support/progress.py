@@ -23,6 +23,7 @@ class Bar:
             self.bar.refresh()
 
     def write(self, line, file=None):
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)  # of file names, which may hold any
         if self.bar is None:
             print(line, file=file or sys.stdout, flush=True)
         else:

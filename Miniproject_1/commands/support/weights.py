@@ -32,9 +32,9 @@ def weights_file(name):
         return path
     if name in SHIPPED:
         there = [other for other, file in SHIPPED.items() if file.is_file()]
-        hint = f"choose --weights {' or '.join([*there, 'FILE'])}"
+        hint = f"choose {' or '.join([*there, 'FILE'])}"
         raise FileNotFoundError(f"the weights {name!r} ({path.name}) are not part of this copy; {hint}. {PURPOSES}")
-    raise FileNotFoundError(f"no weights file {name!r}. --weights takes {PURPOSES}")
+    raise FileNotFoundError(f"no weights file {name!r}. Choose {PURPOSES}")
 
 
 def load_model(name, device=None, precision=None):
