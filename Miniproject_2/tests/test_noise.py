@@ -216,25 +216,3 @@ def test_what_both_projects_have_is_alike():
             assert inspect.getsource(mine) == inspect.getsource(other), name
         compared += 1
     assert compared > 40
-
-
-def test_noise_is_measured_all_over_large_images():
-    """A corner without any, such as of a fundus picture or a night sky, tells nothing of the rest."""
-    noisy = 128 + 15 * torch.randn(2, 1, 3, 512, 512, generator=torch.Generator().manual_seed(0))
-    noisy[..., :256, :256] = 0
-    model = ours.Model(width=8, deep_width=8)
-    model.train(*noisy, 1)
-    assert model.noise.alike
-
-
-def test_what_is_left_is_measured_all_over_large_images():
-    noisy = 128 + 15 * torch.randn(2, 1, 3, 192, 192, generator=torch.Generator().manual_seed(0))
-    noisy[..., 60:130, 60:130] = 0
-    assert ours.Model(width=8, deep_width=8).error_left(*noisy) > 0.5
-
-
-def test_values_around_0_are_of_another_scale():
-    with pytest.warns(UserWarning, match="around 0"):
-        ours.Model(width=8, deep_width=8).predict(
-            50 * torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-        )
