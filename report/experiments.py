@@ -45,6 +45,7 @@ JOBS = {
     "few pairs of project 2": Job(2, records.FEW, (BOTH, records.AGAIN)),
     "grid": Job(1, (7_800,), (*grid("U-Net", "unet"), *grid("Noise2Noise network", "noise2noise"))),
     "original's choices": Job(1, (7_800,), (UNET, *records.CHOICES)),
+    "widths": Job(1, (50_000,), tuple(name for name, _ in records.WIDTHS), seeds=(0,)),
     "original": Job(1, (50_000,), (UNET, NOISE2NOISE, *BEST), epochs=(3,), seeds=(0,)),
     "ablations": Job(1, (7_800,)),
     "targets": Job(1, (7_800, 50_000), (ONE, "means of 3 noisy targets", "means of 15 noisy targets", "clean targets")),
@@ -55,9 +56,12 @@ JOBS = {
 }
 
 
-def paper_command(photos, names):
-    paper = ["Miniproject_1.others.paper_noises", str(photos), "--names", str(names), "--pairs", "8000"]
-    paper += ["--seeds", *map(str, SEEDS)]
+PAPER = {"the paper's noises": (8_000, SEEDS), "the paper's noises, longer": (48_000, (0,))}  # crops, seeds
+
+
+def paper_command(photos, names, crops, seeds):
+    paper = ["Miniproject_1.others.paper_noises", str(photos), "--names", str(names), "--pairs", str(crops)]
+    paper += ["--seeds", *map(str, seeds)]
     return [sys.executable, "-m", *paper, "--out", str(records.RESULTS / "paper.jsonl")]
 
 
@@ -107,7 +111,7 @@ def main(arguments=None):
     if options.list:
         return
     if options.names:
-        commands["the paper's noises"] = paper_command(photos, options.names.resolve())
+        commands |= {name: paper_command(photos, options.names.resolve(), *length) for name, length in PAPER.items()}
     failed = [name for name, one in commands.items() if subprocess.run(one, cwd=ROOT).returncode]
     if failed:
         sys.exit(f"experiments.py: these jobs failed, the others are done: {', '.join(failed)}")

@@ -163,13 +163,16 @@ def limits():
     for row in data.rows:
         networks.setdefault(row["variant"], row["multiply_adds"] / 1024 / 1000)
     figure, (capacity, targets, pairs) = canvas(1, 3, PAGE, 1.35)
-    dots(capacity, [(networks[name], list(data.of(name).values())) for name, _ in records.WIDTHS])
+    widths = [(name, networks[name]) for name, _ in records.WIDTHS]
+    for number, *look in ((records.BASE, DARK), (records.PAIRS[-1], MIDDLE, "s", "--")):
+        dots(capacity, of(data, widths, number), f"{number:,} pairs", *look)
     for name, width in records.WIDTHS:
         capacity.annotate(
             f"{width}", (networks[name], max(data.of(name).values())), (-4, 4), textcoords="offset points", fontsize=6
         )
     capacity.set_xlabel("thousand multiply-adds a pixel")
     capacity.set_ylabel("PSNR (dB)")
+    capacity.legend(loc="lower right", fontsize=6)
     dots(targets, of(data, records.DRAWS))
     clean = list(data.of("clean targets").values())
     targets.axhline(records.mean(clean), color=MIDDLE, linestyle="--", linewidth=1)

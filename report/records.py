@@ -325,6 +325,8 @@ def width_facts(data):
         "width.wide": str(WIDTHS[-2][1]),
         "width.last": spread(wider, 2, "+"),
         "width.verdict": verdict(wider),
+        "width.late.small": spread(data.of("width 24", PAIRS[-1]).values()),
+        "width.late.large": spread(data.of("width 64", PAIRS[-1]).values()),
     }
 
 
