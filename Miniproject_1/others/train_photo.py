@@ -21,10 +21,10 @@ now):
     88 minutes: --inner-blocks 4 --patch 128 --batch-size 3 --steps 32000 --adam-lr 2e-4 --ema-decay 0.999 --seed 4;
                 before it the last two inner blocks, all units dead, were reset to the identity
    113 minutes: --inner-blocks 4 --patch 128 --batch-size 4 --steps 23500 --muon-lr 1e-3 --adam-lr 2e-4
-                --ema-decay 0.999 --variance-floor 4e-3 --max-level 60 --seed 5 --revive 1; its first 3,000 steps
+                --ema-decay 0.999 --variance-floor 4e-3 --max-level 60 --seed 5 --revive; its first 3,000 steps
                 were on a schedule of 30,000 steps and the next 7,500 on one of 26,500
 
-    75 minutes: --inner-blocks 4 --gates 1 --border 32 --patch 128 --batch-size 4 --steps 8750 --muon-lr 1.5e-3
+    75 minutes: --inner-blocks 4 --gates --border 32 --patch 128 --batch-size 4 --steps 8750 --muon-lr 1.5e-3
                 --adam-lr 3e-4 --variance-floor 4e-3 --max-level 60 --seed 21; its first 3,900 steps were on a
                 schedule of 11,000; its end is the mean with the weights of the fifth, with gates that are all 1, with
                 a share of 0.3
@@ -36,9 +36,9 @@ pairs gain 0.14 dB less. A border does nothing in training. What they give on CB
 and is printed by `score_photo.py`. Three runs from the end of the fifth gained nothing:
 
     17,500 steps with the mixture as it stands here, --muon-lr 1.5e-3, --camera 0.3 and later --flat 0.06
-        (CBSD68 33.59, 30.86, 27.41 dB; real pairs 38.19), and on from these 6,800 steps with --equivariant 0
+        (CBSD68 33.59, 30.86, 27.41 dB; real pairs 38.19), and on from these 6,800 steps with --no-equivariant
         (33.54, 30.80, 27.33; 38.16)
-    18,500 steps with --equivariant 0 --inner-blocks 6 --patch 128 --batch-size 4 --muon-lr 6e-4 --adam-lr 1e-4
+    18,500 steps with --no-equivariant --inner-blocks 6 --patch 128 --batch-size 4 --muon-lr 6e-4 --adam-lr 1e-4
         --camera 0.3 --flat 0.03 (every fourth image of CBSD68 33.59, 30.86, 27.49 dB, the shipped ones 33.60, 30.87,
         27.50; every second real pair 38.27, the shipped ones 38.30)
 """
@@ -79,8 +79,8 @@ class Settings:
     blocks: int = 1
     inner_blocks: int = 2
     border: int = 16  # pixels mirrored around a picture, a size of ResidualUNet: flat colours shift less at its edges
-    gates: int = 0  # 1: gates on the hidden features, another size; the border is then a multiple of 32
-    equivariant: int = 1  # 0: free weights, eight times as many, and patches turned at random
+    gates: bool = False  # on the hidden features, another size; the border is then a multiple of 32
+    equivariant: bool = True  # without it free weights, eight times as many, and patches turned at random
     patch: int = 64  # pixels a side, a multiple of 16: whole blocks of JPEG, whole cells of the network
     batch_size: int = 6  # patches a step
     steps: int = 4_800  # over which the rates rise and fall
@@ -91,7 +91,7 @@ class Settings:
     reduced: float = 0.5  # share of the patches that come from reduced photographs
     smallest: float = 0.4  # the smallest factor by which a photograph is reduced
     flat: float = 0.0  # share of the patches that hold flat colours, which photographs hardly have
-    revive: int = 0  # 1: restart dead blocks and hidden units; see `revive` in train_best.py
+    revive: bool = False  # restart dead blocks and hidden units; see `revive` in train_best.py
     seed: int = 0
 
     def __post_init__(self):
@@ -231,14 +231,14 @@ def make_model(settings, start=None):
 
     ValueError where the network of the file does not fit into that of the settings.
     """
-    sizes = {name: getattr(settings, name) for name in ("width", "levels", "blocks", "inner_blocks", "border")}
-    sizes |= {name: bool(getattr(settings, name)) for name in ("gates", "equivariant")}
+    names = ("width", "levels", "blocks", "inner_blocks", "border", "gates", "equivariant")
+    sizes = {name: getattr(settings, name) for name in names}
     model = Model(recipe=settings.recipe(), seed=settings.seed, **sizes)
     if start is not None:
         state = read_weights(start)
         try:
             if state["sizes"].get("equivariant") and not settings.equivariant:
-                state["weights"] = freed(state)
+                state["weights"] = without_symmetries(state)
             grow(model.network, state["weights"])
         except RuntimeError as error:
             theirs = state["sizes"]
@@ -248,7 +248,7 @@ def make_model(settings, start=None):
 
 
 @torch.no_grad()
-def freed(state):
+def without_symmetries(state):
     """The weights of an equivariant network as it uses them: those of one without symmetries that does the same."""
     network = Model(state["network"], **state["sizes"]).network
     network.load_state_dict(state["weights"])
@@ -313,7 +313,8 @@ def parse_arguments(arguments=None):
     for kind in (Settings, Mixture):
         for field in dataclasses.fields(kind):
             option = f"--{field.name.replace('_', '-')}"
-            parser.add_argument(option, type=field.type, default=field.default, help=f"default {field.default}")
+            how = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type}
+            parser.add_argument(option, **how, default=field.default, help=f"default {field.default}")
     return parser.parse_args(arguments)
 
 

@@ -95,7 +95,7 @@ def test_a_share_of_the_patches_is_flat(photos):
 def test_patches_for_free_weights_are_turned(photos):
     files, settings = [photos / "0.png"], dataclasses.replace(TINY, batch_size=64)
     straight = Patches(files, settings).draw(torch.Generator().manual_seed(0))
-    turned = Patches(files, dataclasses.replace(settings, equivariant=0)).draw(torch.Generator().manual_seed(0))
+    turned = Patches(files, dataclasses.replace(settings, equivariant=False)).draw(torch.Generator().manual_seed(0))
     found = [
         {number for number, element in enumerate(D4) if torch.equal(apply_d4(one[None], element)[0], other)}
         for one, other in zip(straight, turned, strict=True)
@@ -107,7 +107,7 @@ def test_free_weights_begin_as_the_equivariant_ones_that_do_the_same(photos, tmp
     model = Model(width=8, inner_blocks=1, border=TINY.border, precision="float32")
     torch.nn.init.normal_(model.network.last.weight, std=0.1)
     model.save(tmp_path / "start.pth")
-    settings = dataclasses.replace(TINY, equivariant=0)
+    settings = dataclasses.replace(TINY, equivariant=False)
     free = train_photo.make_model(settings, tmp_path / "start.pth")
     free.precision, image = "float32", render_scene(5, side=48)[None]
     torch.testing.assert_close(free.predict(image, False), model.predict(image, False))
@@ -221,7 +221,7 @@ def test_a_block_that_the_start_lacks_begins_as_a_copy(run, tmp_path):
 
 def test_gates_that_the_start_lacks_begin_open(run, tmp_path):
     run("start.pth", limit=1)
-    gated = dataclasses.replace(TINY, gates=1, border=32, muon_lr=0.0, adam_lr=0.0)
+    gated = dataclasses.replace(TINY, gates=True, border=32, muon_lr=0.0, adam_lr=0.0)
     model, start = run("gated.pth", gated, start=tmp_path / "start.pth"), Model()
     start.load(tmp_path / "start.pth")
     assert model.sizes["gates"] and not start.sizes["gates"]
