@@ -130,6 +130,7 @@ ORIGINAL_RECIPE = Recipe(  # that of the original report, for both of its networ
 EPSILON = 1e-3  # of `power_loss`: a quarter of a grey value
 COURSE_PIXELS = 32 * 32  # of a course image: recipes count pairs and batches in these
 CELL = 32  # pixels a side: gates of our network depend on means over such cells; a course image is one
+WIDE_OPEN = 20.0  # a gate's value before the sigmoid, which this one takes to 1 in float32
 PATCH = 64  # pixels a side: larger training pairs are used as random patches of this size
 LOW_NOISE = 20 / 255  # noise: with less, the last layer learns more slowly
 MOST_PASSES = 20  # epochs over few pairs: more do harm unless pixels are swapped
@@ -344,12 +345,17 @@ class ResidualBlock(nn.Module):
     "Squeeze-and-Excitation Networks", CVPR 2018). They are taken over cells of `cell` x `cell` pixels, and the gates
     interpolated in between: distant parts of an image do not matter, and tiles of whole cells have nearly the same
     gates. If `cell` is None, there are no gates.
+
+    On textures that no training pair has, such as fine stripes, gates may open that are nearly shut in training, and
+    features grow from block to block. So none opens farther than its `ceiling`, once `limit_gates.py` has set that.
     """
 
     def __init__(self, width, cell=None):
         super().__init__()
         self.first, self.second = conv(width, width), conv(width, width)
         self.gate, self.cell = zero_initialised(conv(width, width, kernel=1)) if cell else None, cell
+        if cell:  # before the sigmoid; this one changes nothing
+            self.register_buffer("ceiling", torch.full((width, 1, 1), WIDE_OPEN))
         with torch.no_grad():
             self.second.weight.mul_(0.5)  # so that features do not grow along a chain of blocks
 
@@ -359,7 +365,9 @@ class ResidualBlock(nn.Module):
     def gated(self, hidden):  # (B, width, H, W)
         if self.gate is None:
             return hidden
-        return hidden * blended(2 * self.gate(cell_means(hidden, self.cell)).sigmoid(), hidden.shape[2:], self.cell)
+        logits = self.gate(cell_means(hidden, self.cell))
+        gates = 2 * logits.minimum(self.ceiling.to(logits.dtype)).sigmoid()
+        return hidden * blended(gates, hidden.shape[2:], self.cell)
 
 
 def cell_means(x, cell):
@@ -396,7 +404,8 @@ def blended(cells, size, cell):
 
 def blend_weights(pixels, cells, cell):
     """(pixels, cells): the share that each cell of an axis has in each pixel; multiples of 1 / (2 cell)."""
-    places = ((torch.arange(pixels, device="cpu") + 0.5) / cell - 0.5).clamp(0, cells - 1)  # 0: centre of the first
+    pixel = torch.arange(pixels, dtype=torch.float32, device="cpu")
+    places = ((pixel + 0.5) / cell - 0.5).clamp(0, cells - 1)  # 0: centre of the first
     return (1 - (places[:, None] - torch.arange(cells, device="cpu")).abs()).clamp(min=0)
 
 
@@ -780,7 +789,13 @@ def measure_noise(noisy_a, noisy_b):
     neighbours = [ratio_with_error(lagged_products(centred, *shift), power) for shift in shifts]
     lines = [ratio_with_error(line_products(centred, axis), power) for axis in (2, 3)]
     total = a + b - (a + b).mean((2, 3), keepdim=True)
-    imbalance, imbalance_error = ratio_with_error((centred * total).mean((1, 2, 3)), power)
+    # clipped noise is larger where images are darker or brighter, which hides what it has in common
+    unclipped = ((a > 0) & (b > 0) & (a < 1) & (b < 1)).flatten(1).all(1)
+    imbalances = [
+        ratio_with_error((centred[some] * total[some]).mean((1, 2, 3)), power[some])
+        for some in (slice(None), unclipped)
+    ]
+    imbalance, imbalance_error = max(imbalances, key=lambda one: abs(one[0]) - 2 * one[1])
     (correlation, correlation_error), (line, line_error), (offset, offset_error) = (
         max(found, key=lambda one: abs(one[0]) + 2 * one[1]) for found in (neighbours, lines, offsets)
     )
@@ -1615,7 +1630,9 @@ class Model:
             options = {"in_channels": content["in_channels"], "recipe": self.recipe, "seed": self.seed}
             options |= {"device": "cpu", "precision": self.precision}
             loaded = Model(content["network"], **options, **content["sizes"])
-            loaded.network.load_state_dict(content["weights"])
+            own = loaded.network.state_dict().items()
+            ceilings = {name: value for name, value in own if name.endswith(".ceiling")}  # older files have none
+            loaded.network.load_state_dict(ceilings | content["weights"])
             loaded.pairs_seen = whole_number(content["pairs_seen"], "pairs_seen", 0)
             loaded.noise = content["noise"] and PairNoise(**content["noise"])
             check_finite(content["weights"].values())

@@ -1394,7 +1394,13 @@ def measure_noise(noisy_a, noisy_b):
     neighbours = [ratio_with_error(lagged_products(centred, *shift), power) for shift in shifts]
     lines = [ratio_with_error(line_products(centred, axis), power) for axis in (2, 3)]
     total = a + b - (a + b).mean((2, 3), keepdim=True)
-    imbalance, imbalance_error = ratio_with_error((centred * total).mean((1, 2, 3)), power)
+    # clipped noise is larger where images are darker or brighter, which hides what it has in common
+    unclipped = ((a > 0) & (b > 0) & (a < 1) & (b < 1)).flatten(1).all(1)
+    imbalances = [
+        ratio_with_error((centred[some] * total[some]).mean((1, 2, 3)), power[some])
+        for some in (slice(None), unclipped)
+    ]
+    imbalance, imbalance_error = max(imbalances, key=lambda one: abs(one[0]) - 2 * one[1])
     (correlation, correlation_error), (line, line_error), (offset, offset_error) = (
         max(found, key=lambda one: abs(one[0]) + 2 * one[1]) for found in (neighbours, lines, offsets)
     )

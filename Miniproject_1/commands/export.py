@@ -84,10 +84,12 @@ class GatedBlock(nn.Module):
     def __init__(self, block):
         super().__init__()
         self.first, self.gate, self.second, self.cell = block.first, block.gate, block.second, block.cell
+        self.register_buffer("ceiling", block.ceiling)
 
     def forward(self, x):
         hidden = self.first(x).relu()
-        gates = 2 * self.gate(cell_means(cell_means(hidden, 2, self.cell), 3, self.cell)).sigmoid()
+        logits = self.gate(cell_means(cell_means(hidden, 2, self.cell), 3, self.cell))
+        gates = 2 * logits.minimum(self.ceiling).sigmoid()
         for axis in (2, 3):
             gates = blended(gates, axis, hidden.shape[axis], self.cell)
         return x + self.second(hidden * gates)

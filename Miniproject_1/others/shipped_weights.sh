@@ -3,7 +3,7 @@
 #
 #     sh Miniproject_1/others/shipped_weights.sh PHOTOS FOLDER
 #
-# FOLDER/bestmodel.pth is the result: a mean of the weights of the last two runs.
+# FOLDER/bestmodel.pth is the result: a mean of the weights of the last two runs, with limited gates.
 # Stopped, the script goes on when it is started again. The code changed between the runs (to draw other noise, to train
 # on negatives, to grow by copies), and of the seeds only those of runs 2 and 7 to 14 are recorded: the result has other
 # bits than bestmodel.pth.
@@ -92,4 +92,5 @@ best --out "$folder/run14.pth" --start "$folder/run13.pth" --pairs 16000 --round
     --other-noise 0.0625 --large 0.25 --large-side 160 --flat 1 --seed 16 \
     --batch-size 32 --muon-lr 3e-4 --adam-lr 1.5e-4 --ema-decay 0.98 --variance-floor 0.001
 
-mean "$folder/bestmodel.pth" "$folder/run14.pth" "$folder/run13.pth" 0.5
+mean "$folder/mean.pth" "$folder/run14.pth" "$folder/run13.pth" 0.5
+"${PYTHON:-python}" -m Miniproject_1.others.limit_gates "$photos" "$folder/mean.pth" --out "$folder/bestmodel.pth"

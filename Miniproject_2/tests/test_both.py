@@ -133,3 +133,29 @@ def test_what_is_left_is_measured_all_over_large_images(project):
     noisy = noisy_images(2, 1, 3, 192, 192)
     noisy[..., 60:130, 60:130] = 0
     assert small(project).error_left(*noisy) > 0.5
+
+
+@BOTH
+def test_a_copy_with_added_noise_is_told_though_both_are_clipped(project):
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(128, 3, 4, 4, generator=generator) * 255
+    coarse[::2] = 70 + coarse[::2] * 115 / 255  # these are not clipped
+    clean = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
+    draws = 15 * torch.randn(3, *clean.shape, generator=generator)
+    first, other, copy = (
+        images.clamp(0, 255).round()
+        for images in (clean + draws[0], clean + draws[1], (clean + draws[0]).clamp(0, 255) + draws[2])
+    )
+    assert not project.contained_noise_warning(project.measure_noise(first, other))
+    assert "noisy_a has hardly any noise" in project.contained_noise_warning(project.measure_noise(first, copy))
+
+
+def test_gates_do_not_depend_on_the_default_dtype():
+    model, images = project_1.Model(width=8, gates=True, precision="float32"), noisy_images(1, 3, 40, 300)
+    model.train(*noisy_images(2, 8, 3, 64, 64), 1)
+    expected = model.predict(images)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(model.predict(images), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
