@@ -471,10 +471,10 @@ class ResidualUNet(Denoiser, Stage):
     Point-sampling noise is independent between pixels, so most of the work is done at full resolution. The centred
     input is scaled by 4: weights of the usual size then act on values of the usual size.
 
-    If `equivariant`, the output transforms with the input, for all eight symmetries of the square: an eighth of the
-    free weights needs fewer pairs, and one pass gives what the average over the eight would. Gates (see
-    `ResidualBlock`) gain 0.05 dB in long trainings against means of noisy targets, nothing in one epoch of noisy ones.
-    A `border` is for weights that know edges too little.
+    If `equivariant`, the output transforms with the input, for all eight symmetries of the square, where H and W are
+    multiples of `multiple`: an eighth of the free weights needs fewer pairs, and one pass gives what the average over
+    the eight would. Gates (see `ResidualBlock`) gain 0.05 dB in long trainings against means of noisy targets, nothing
+    in one epoch of noisy ones. A `border` is for weights that know edges too little.
     """
 
     predicts_noise = True

@@ -2015,7 +2015,8 @@ class Model:
                 warning.
             epochs: passes over the pairs; `num_epochs` is another name for it. From an image larger than 64 x 64, an
                 epoch takes as many random patches as cover its area. With few pairs, fresh weights make more passes
-                than asked: until they have seen 2,000 of 32 x 32, at most 10; see `Recipe.min_pairs`.
+                than asked: until they have seen 2,000 of 32 x 32, at most 10; see `Recipe.min_pairs`. Dozens of passes
+                over a handful of pairs make loaded weights worse.
             progress: called as `progress(step, steps, loss)` after each step, the loss a 0-d tensor. It may call
                 `predict` and `save`, which see the weights of that step, but not `load` or `train`.
 
