@@ -38,6 +38,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
 from Miniproject_1.others.command_line import (
     count,
     draw_progress,
@@ -48,7 +51,13 @@ from Miniproject_1.others.command_line import (
 )
 from Miniproject_1.others.files import check_new, check_writable, user_cache
 from Miniproject_1.others.metrics import psnr
-from Miniproject_1.others.photos import PHOTO_THREADS, load_photo, of_readable_photos
+from Miniproject_1.others.photos import (  # with what scripts may look for here
+    PHOTO_THREADS,
+    load_photo,
+    load_photos,  # noqa: F401
+    of_readable_photos,
+    photo_files,  # noqa: F401
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN, VALIDATION = "train_data.pkl", "val_data.pkl"

@@ -10,8 +10,13 @@ of many draws. Scores on these stay the same; see `ResidualBlock`.
 
 import argparse
 import functools
+import sys
+from pathlib import Path
 
 import torch
+
+if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from Miniproject_1.model import Model, ResidualBlock
 from Miniproject_1.others.command_line import count, exit_on_error, positive, some_path, summary

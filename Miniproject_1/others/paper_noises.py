@@ -16,10 +16,15 @@ import functools
 import itertools
 import math
 import string
+import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from Miniproject_1.model import COURSE_PIXELS, Model, Pairs, Recipe, Training, lr_factor
 from Miniproject_1.others.command_line import count, draw_progress, exit_on_error, positive, some_path, summary

@@ -19,11 +19,15 @@ import itertools
 import json
 import multiprocessing
 import re
+import sys
 import time
 from pathlib import Path
 
 import torch
 from torch import nn
+
+if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from Miniproject_1.model import PRETRAINED, Model, autocast, has_native_bfloat16
 from Miniproject_1.others.command_line import exit_on_error, positive, some_path, summary

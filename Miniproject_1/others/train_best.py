@@ -18,10 +18,14 @@ import argparse
 import functools
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
 import torch
+
+if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from Miniproject_1.model import (
     Model,

@@ -46,11 +46,16 @@ and is printed by `score_photo.py`. Three runs from the end of the fifth gained 
 import argparse
 import dataclasses
 import hashlib
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
+if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from Miniproject_1.model import (
     D4,

@@ -17,6 +17,8 @@ from Miniproject_1.others.files import user_cache
 from Miniproject_1.others.metrics import psnr
 from Miniproject_1.others.photos import load_photo, load_photos, photo_files
 
+FOLDER = Path(data.__file__).parent
+
 posix = pytest.mark.skipif(os.name != "posix", reason="file names, pipes and limits of POSIX")
 
 
@@ -585,10 +587,23 @@ def test_ctrl_c_ends_all_processes_with_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["data", "experiments", "other_noise", "paper_noises", "train_best", "train_photo"])
-def test_commands_run_without_docstrings(name):
-    result = run_python("-OO", "-m", f"Miniproject_1.others.{name}", "--help", cwd=data.ROOT)
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in FOLDER.glob("*.py") if "ArgumentParser" in path.read_text())
+)
+def test_commands_run_as_files_and_without_docstrings(name, tmp_path):
+    result = run_python("-OO", FOLDER / f"{name}.py", "--help", cwd=tmp_path)
     assert result.returncode == 0 and "usage:" in result.stdout, result.stderr
+
+
+def test_commands_run_as_modules():
+    assert "usage:" in run_python("-m", "Miniproject_1.others.train_best", "--help", cwd=data.ROOT).stdout
+
+
+def test_the_file_makes_data_in_worker_processes(tmp_path):
+    options = ["scenes", "--pairs", "3", "--validation", "0", "--out", "out"]
+    result = run_python(FOLDER / "data.py", *options, cwd=tmp_path)
+    assert result.stdout == "train_data.pkl: 3 pairs\n", result.stderr
+    assert len(data.read_pairs(tmp_path / "out" / "train_data.pkl")[0]) == 3
 
 
 @pytest.mark.parametrize(
