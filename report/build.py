@@ -48,7 +48,7 @@ def pages_of(pdf):
     return len(re.findall(rb"/Type\s*/Page\b", pdf))
 
 
-ALLOWED_WORDS = "Noise2Noise", "TransposeConv2d", "Conv2d", "CBSD68", "bfloat16"
+ALLOWED_WORDS = "Noise2Noise", "CBM3D", "TransposeConv2d", "Conv2d", "CBSD68", "bfloat16"
 ALLOWED_IN_FORMULAE = {"0", "0.5", "1", "2", "3", "4", "5", "10", "32"}  # exponents, kernels and the size of the images
 
 

@@ -197,7 +197,7 @@ def ablations():
     data = records.Trainings(1)
     found = [(label, data.differences(variant)) for variant, label in records.ABLATIONS]
     found.sort(key=lambda entry: records.mean(entry[1]))
-    figure, axis = canvas(1, 1, COLUMN, 2.55)
+    figure, axis = canvas(1, 1, COLUMN, 2.4)
     deviation = records.deviation(list(data.of(records.ONE).values()))
     axis.axvspan(-deviation, deviation, color="#e4e4e4", zorder=0, lw=0)
     for place, (_, values) in enumerate(found):

@@ -455,6 +455,15 @@ def paper_differences(targets):
     return [noisy[seed]["single"] - clean[seed]["single"] for seed in noisy if seed in clean]
 
 
+PAPER_NOISES = {
+    "Gaussian 0 to 50, blind": "blind 0–50",
+    "Poisson, 30 photons": "Poisson 30",
+    "Bernoulli, half": "Bernoulli ½",
+    "text, a quarter": "text ¼",
+    "impulses, half": "impulses ½",
+}
+
+
 def paper_table():
     """Noise, loss, dB of the noisy photographs and after long trainings on noisy targets, on clean ones, the difference
     of these, that after short trainings, and L2 on noisy targets where that is not the loss."""
@@ -462,7 +471,8 @@ def paper_table():
     for name, targets in paper_results(max).items():
         first = next(iter(targets["noisy"].values()))
         scores = {target: f"{mean(row['single'] for row in seeds.values()):.2f}" for target, seeds in targets.items()}
-        cells = [name, first["loss"].replace("l", "L"), f"{first['noisy']:.2f}", scores["noisy"], scores["clean"]]
+        cells = [PAPER_NOISES.get(name, name), first["loss"].replace("l", "L"), f"{first['noisy']:.2f}"]
+        cells += [scores["noisy"], scores["clean"]]
         cells += [spread(paper_differences(trainings), 2, "+") for trainings in (targets, short[name])]
         found.append([*cells, scores.get("noisy, L2", "—")])
     return found
