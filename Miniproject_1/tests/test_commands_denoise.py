@@ -130,7 +130,7 @@ def test_a_hot_pixel_changes_nothing_elsewhere(tmp_path, course):
     clean = numpy.linspace(60, 180, 60)
     errors = [numpy.sqrt(numpy.delete(((part - clean) ** 2).ravel(), 30 * 60 + 30).mean()) for part in found]
     assert found[1][30, 30] == 1e5
-    assert errors[1] < 1.3 * errors[0] < 15
+    assert errors[1] < 1.4 * errors[0] < 15
 
 
 def test_folders_keep_their_structure(tmp_path, identity, capsys):
