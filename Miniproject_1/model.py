@@ -1630,8 +1630,8 @@ class Model:
             options = {"in_channels": content["in_channels"], "recipe": self.recipe, "seed": self.seed}
             options |= {"device": "cpu", "precision": self.precision}
             loaded = Model(content["network"], **options, **content["sizes"])
-            own = loaded.network.state_dict().items()
-            ceilings = {name: value for name, value in own if name.endswith(".ceiling")}  # older files have none
+            buffers = loaded.network.named_buffers()
+            ceilings = {name: value for name, value in buffers if name.endswith(".ceiling")}  # older files have none
             loaded.network.load_state_dict(ceilings | content["weights"])
             loaded.pairs_seen = whole_number(content["pairs_seen"], "pairs_seen", 0)
             loaded.noise = content["noise"] and PairNoise(**content["noise"])

@@ -485,8 +485,8 @@ def loss_gain(results, experiment):
 
 
 def paper_facts():
-    known, found = field(), {}
-    for length, results in (("long", paper_results(max)), ("short", paper_results(min))):
+    known, found, long, short = field(), {}, paper_results(max), paper_results(min)
+    for length, results in (("long", long), ("short", short)):
         every = [row for targets in results.values() for seeds in targets.values() for row in seeds.values()]
         of_l2 = [targets for targets in results.values() if next(iter(targets["noisy"].values()))["loss"] == "l2"]
         means = [mean(paper_differences(targets)) for targets in of_l2]
@@ -496,7 +496,6 @@ def paper_facts():
             f"paper.{length}.least": minus(f"{max(means):+.2f}"),
             f"paper.{length}.most": minus(f"{min(means):+.2f}"),
         }
-    long, short = paper_results(max), paper_results(min)
     return found | {
         "paper.photos": str(paper_rows()[0]["photos"]),
         "paper.short.n": str(len(paper_differences(short["Gaussian 25"]))),

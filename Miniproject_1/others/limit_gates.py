@@ -18,11 +18,12 @@ import torch
 if __name__ == "__main__" and not __package__:  # run as a file: begin the path as `python -m` in the root does
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from Miniproject_1.model import Model, ResidualBlock
+from Miniproject_1.model import Model
 from Miniproject_1.others.command_line import count, exit_on_error, positive, some_path, summary
 from Miniproject_1.others.data import add_noise, draw_pairs, noisy_and_mean
 from Miniproject_1.others.files import check_writable
 from Miniproject_1.others.photos import load_photos
+from Miniproject_1.others.train_best import residual_blocks
 
 LEVELS = {"gaussian": (10.0, 25.0, 50.0), "poisson": (30.0,), "bernoulli": (0.5,), "impulse": (0.3,)}
 
@@ -38,23 +39,23 @@ def noisy_images(photos, number, seed):
 
 def limit_gates(model, batches):
     """Sets the ceiling of each gate to its highest value before the sigmoid in the predictions of these images."""
-    blocks = [block for block in model.network.modules() if isinstance(block, ResidualBlock) and block.gate is not None]
-    highest = [torch.full_like(block.ceiling, -torch.inf) for block in blocks]
+    blocks = residual_blocks(model.network)
+    highest = {name: torch.full_like(block.ceiling, -torch.inf) for name, block in blocks.items()}
 
-    def watch(number):
+    def watch(name):
         def hook(gate, inputs, logits):
-            highest[number] = highest[number].maximum(logits.float().amax((0, 2, 3))[:, None, None])
+            highest[name] = highest[name].maximum(logits.float().amax((0, 2, 3))[:, None, None])
 
-        return blocks[number].gate.register_forward_hook(hook)
+        return blocks[name].gate.register_forward_hook(hook)
 
-    hooks = [watch(number) for number in range(len(blocks))]
+    hooks = [watch(name) for name in blocks]
     for images in batches:
         model.predict(images, ensemble=False)
     for hook in hooks:
         hook.remove()
     group = 8 if model.network.equivariant else 1  # symmetries turn the gates of a group into each other
-    for block, values in zip(blocks, highest, strict=True):
-        block.ceiling.copy_(values.view(-1, group).amax(1).repeat_interleave(group)[:, None, None])
+    for name, block in blocks.items():
+        block.ceiling.copy_(highest[name].view(-1, group).amax(1).repeat_interleave(group)[:, None, None])
 
 
 def parse_arguments(arguments=None):

@@ -327,9 +327,9 @@ def resume(training, checkpoint, options):
         ) from error
 
 
-def check_outputs(options):
-    """OSError where the weights or the checkpoint cannot be written."""
-    for path in (options.out, checkpoint_path(options.out)):
+def check_weights_writable(out):
+    """ValueError where the weights or their checkpoint cannot be written."""
+    for path in (out, checkpoint_path(out)):
         check_writable(path)
 
 
@@ -353,7 +353,7 @@ def run_rounds(model, training, train_round, photos, options, validation):
 
 def train(options, validation):
     """Trains a network as the options say."""
-    check_outputs(options)
+    check_weights_writable(options.out)
     model = make_model(options)
     photos = load_photos(options.photos)
     if options.revive:

@@ -69,10 +69,10 @@ from Miniproject_1.model import (
     save_atomically,
 )
 from Miniproject_1.others.command_line import exit_on_error, positive, some_path, summary, tell
-from Miniproject_1.others.files import check_writable, checkpoint_path, read_checkpoint, read_names
+from Miniproject_1.others.files import checkpoint_path, read_checkpoint, read_names
 from Miniproject_1.others.photo_noise import Mixture, noisy_and_mean, uniform
 from Miniproject_1.others.photos import load_photo, photo_files
-from Miniproject_1.others.train_best import grow, revive
+from Miniproject_1.others.train_best import check_weights_writable, grow, revive
 
 
 @dataclass(frozen=True)
@@ -275,8 +275,7 @@ def train(patches, settings, mixture, out, *, start=None, every=250, limit=None)
         limit: stop after this step, to be resumed later; None: train to the end.
     """
     checkpoint = checkpoint_path(out)
-    for path in (out, checkpoint):
-        check_writable(path)
+    check_weights_writable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     model = make_model(settings, start)
     seen_before = model.pairs_seen

@@ -23,7 +23,7 @@ from Miniproject_1.others.command_line import exit_on_error, positive, share, so
 from Miniproject_1.others.data import read_pairs
 from Miniproject_1.others.photos import load_photos
 from Miniproject_1.others.train_best import (
-    check_outputs,
+    check_weights_writable,
     draw_round,
     exchangeable,
     pairs_in_rounds,
@@ -104,7 +104,7 @@ def make_model(options):
 
 def train(options, validation):
     """Trains a network as the options say."""
-    check_outputs(options)
+    check_weights_writable(options.out)
     model = make_model(options)
     training = Training(model.network, model.recipe, options.seed, EMA_STEPS)
     run_rounds(model, training, train_round, load_photos(options.photos), options, validation)

@@ -64,8 +64,13 @@ PLANAR_CONFIGURATION, SAMPLE_FORMAT, IN_PLANES, SIGNED = 284, 339, 2, 2
 UNKNOWN, PREMULTIPLIED = 0, 1
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
 XMP, XMP_TEXT = 700, "XML:com.adobe.xmp"  # the TIFF tag and the PNG text that hold it
-LOST_TAGS = {33723: "IPTC", 34377: "Photoshop's data", 34735: "GeoTIFF", 50839: "ImageJ's data"}
-LOST_TAGS[SUB_DIRECTORIES] = "copies in other sizes"
+LOST_TAGS = {
+    SUB_DIRECTORIES: "copies in other sizes",
+    33723: "IPTC",
+    34377: "Photoshop's data",
+    34735: "GeoTIFF",
+    50839: "ImageJ's data",
+}
 LOST_INFO = {"photoshop": "IPTC and Photoshop's data", "comment": "its comment"}  # Pillow's names in a JPEG
 TAGS_READ = {*DESCRIPTIVE, *LOST_TAGS, ORIENTATION, ICC_PROFILE, XMP, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT}
 LOW_BITS = {"L;2": 85, "L;4": 17}  # greys of 2 and 4 bits in a PNG, in Pillow's words, and their factor to 8 bits
@@ -479,7 +484,7 @@ def not_kept(tags, info=None, texts=(), code=None):
         code: see `colour_code`.
     """
     info = info or {}
-    found = {name for code, name in LOST_TAGS.items() if code in tags}
+    found = {name for tag, name in LOST_TAGS.items() if tag in tags}
     found |= {name for key, name in LOST_INFO.items() if key in info}
     found |= {f"the text {name!r}" for name in texts if name != XMP_TEXT}
     if not {"srgb", "icc_profile"} & set(info):
