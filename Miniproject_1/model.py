@@ -136,7 +136,7 @@ LOW_NOISE = 20 / 255  # noise: with less, the last layer learns more slowly
 MOST_PASSES = 20  # epochs over few pairs: more do harm unless pixels are swapped
 LR_DECAY_PAIRS = 50_000  # later calls divide the peak rates by sqrt(1 + `pairs_seen` before / this)
 CHUNK, GPU_CHUNK = 2**15, 2**19  # pixels predicted at once: on a CPU their features stay in its cache
-TILE = 1024  # pixels a side, a multiple of CELL: larger images are predicted in tiles
+TILE = 704  # pixels a side, a multiple of CELL: 32 bfloat16 features of larger tiles exceed `keep_freed_memory`
 MARGIN = 56  # pixels, at least, that are discarded at a tile's edge
 BLENDED = 16  # pixels, at least, that are blended with the next tile
 SMALLEST = 16  # pixels a side: smaller images are padded by mirroring; no training image was so small
@@ -1200,8 +1200,8 @@ def keep_freed_memory():
     """Makes glibc keep the memory that a step frees for the next one, up to 64 MB.
 
     It sets its limits by the largest mapped block that was freed, up to 32 MB (mallopt(3), M_MMAP_THRESHOLD). With
-    smaller limits each step on a CPU returns its features to the system and gets them back by thousands of page
-    faults: a third more time, and up to ten times as much on virtual machines that reclaim memory.
+    smaller limits, and for larger blocks, each step on a CPU returns its features to the system and gets them back by
+    thousands of page faults: a third more time, and up to ten times as much on virtual machines that reclaim memory.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")  # freed at once
 
@@ -1725,7 +1725,7 @@ class Model:
 
         Args:
             images: (N, C, H, W) in [0, 255], any real dtype, any H x W, on any device. Another scale gives a
-                warning, and values are clipped to [-255, 510]. Images larger than 1024 pixels a side are predicted in
+                warning, and values are clipped to [-255, 510]. Images larger than 704 pixels a side are predicted in
                 overlapping tiles, which bounds the memory needed. Those less than 4 pixels high or wide are only
                 clipped.
             ensemble: True averages the predictions of several views of each image; see `views`. False predicts once;

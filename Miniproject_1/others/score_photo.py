@@ -161,7 +161,7 @@ def denoise_and_tell_memory(weights, side):
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
 
 
-def time_all(weights=(PHOTOMODEL, PRETRAINED), side=768, turns=5):
+def time_all(weights=(PHOTOMODEL, PRETRAINED), side=1536, turns=3):
     """Seconds a megapixel, the least of several turns, and MB for pictures of this side and of twice as much."""
     runs, megapixels = list(contenders(weights, side)), side**2 / 1e6
     seconds = {run[:2]: [] for run in runs}
@@ -204,8 +204,8 @@ def parse_arguments(arguments=None):
     speed.add_argument(
         "--weights", type=some_path, nargs="+", default=[PHOTOMODEL, PRETRAINED], help="default: both shipped"
     )
-    speed.add_argument("--side", type=positive, default=768, help="pixels of the square picture")
-    speed.add_argument("--turns", type=positive, default=5, help="predictions, of which the fastest counts (default 5)")
+    speed.add_argument("--side", type=positive, default=1536, help="pixels of the square picture")
+    speed.add_argument("--turns", type=positive, default=3, help="predictions, of which the fastest counts (default 3)")
     speed.add_argument("--json", type=some_path, help="file to write the numbers to")
     return parser.parse_args(arguments)
 

@@ -168,16 +168,16 @@ def test_networks_see_as_far_as_their_reach(network, sizes):
 
 
 @pytest.mark.parametrize("weights", sorted(path.name for path in project.PRETRAINED.parent.glob("*.pth")))
-def test_shipped_networks_have_tiles_of_1024_pixels(weights):
+def test_shipped_networks_have_tiles_of_704_pixels(weights):
     tiling = project.Tiling.of(Model(**project.read_weights(project.PRETRAINED.with_name(weights))["sizes"]).network)
-    assert tiling == project.Tiling(side=1024, overlap=128, margin=56)
+    assert tiling == project.Tiling(side=704, overlap=128, margin=56)
 
 
 @pytest.mark.parametrize("network", ["unet", "noise2noise"])
 def test_tiles_of_the_original_networks_do_not_show(network, monkeypatch):
-    image, model = noisy_versions(smooth_images(1, 1300, 33))[0], Model(network, width=8, precision="float32")
+    image, model = noisy_versions(smooth_images(1, 1000, 33))[0], Model(network, width=8, precision="float32")
     tiles = model.predict(image, False)
-    assert len(project.Tiling.of(model.network).starts(1300)) == 2
+    assert len(project.Tiling.of(model.network).starts(1000)) == 2
     monkeypatch.setattr(project, "TILE", 4096)
     torch.testing.assert_close(tiles, model.predict(image, False), atol=0.02, rtol=0)
 
@@ -213,17 +213,17 @@ def test_tiles_go_to_the_device_one_at_a_time(trained, monkeypatch):
     sizes = []
     original = Model._denoise
     monkeypatch.setattr(Model, "_denoise", lambda self, x, e: sizes.append(x.shape[2:]) or original(self, x, e))
-    trained.predict(torch.zeros(1, 3, 1030, 1940))
-    assert len(sizes) == 2 * 3 and all(max(size) <= 1024 for size in sizes)
+    trained.predict(torch.zeros(1, 3, 710, 1290))
+    assert len(sizes) == 2 * 3 and all(max(size) <= 704 for size in sizes)
 
 
-@pytest.mark.parametrize("size", [1, 128, 129, 1023, 1024, 1025, 1920, 1921, 4000])
+@pytest.mark.parametrize("size", [1, 128, 129, 703, 704, 705, 1280, 1281, 4000])
 def test_tiles_cover_everything_and_overlap(size):
     tiling = project.Tiling.of(Model().network)
     starts = list(tiling.starts(size))
     covered = {i for start in starts for i in range(start, min(size, start + tiling.side))}
     assert covered == set(range(size))
-    assert all(b - a == 896 for a, b in itertools.pairwise(starts))
+    assert all(b - a == 576 for a, b in itertools.pairwise(starts))
     assert all(start % 32 == 0 for start in starts)
     total = torch.zeros(size)
     for start in starts:
