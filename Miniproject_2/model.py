@@ -136,7 +136,7 @@ TILE = 256  # pixels a side, a multiple of 4: images of more than CHUNK pixels a
 VIEWED = 64  # pairs on which `train` measures which views of an image a self-ensemble gains from
 COARSE = 0.36  # scenes differ if coarse means hold more than this share of the difference (`coarse_difference`) ...
 AGREEING = 0.97  # ... and correlate by less than this
-DISPLACED = 0.025  # images are displaced if that explains more than this share (`displaced_share`; stripes: 0.02) ...
+DISPLACED = 0.01  # images are displaced if that explains more than this share (`displaced_share`) ...
 TOO_FAR = 0.3  # ... and by more than so many pixels
 CONTRAST = 0.05  # see `contrast_difference`
 REORIENTED = 0.05  # share of the squared difference that another view must save, by four standard errors
@@ -1423,7 +1423,7 @@ def subsample(images):
     return images[::step].index_select(2, rows).index_select(3, columns).float() / 255
 
 
-def sampled_positions(size, count=16, width=16):
+def sampled_positions(size, count=4, width=64):
     """The places along an axis that are looked at: all, or so many evenly spaced bands: a corner may be black."""
     if size <= count * width:
         return arange(size, device="cpu")
@@ -1476,10 +1476,10 @@ def mismatch_warning(noisy_a, noisy_b):
             "images, their orientation and their channels. Only noise that is blurred by two pixels or more looks alike"
         )
     moved, error, distance = displaced_share(a, b)
-    if moved > DISPLACED + 2 * error and distance > TOO_FAR:
+    if moved > DISPLACED + 3 * error and distance > TOO_FAR:
         return (
-            f"noisy_a and noisy_b seem to be displaced by about {distance:.1g} pixels: {moved:.0%} of their difference "
-            "follows the slopes of the images. The model would learn to blur. Align them first"
+            f"noisy_a and noisy_b seem to be displaced by about {distance:.1g} pixels: {moved:.0%} of their smoothed "
+            "difference follows the slopes of the images. The model would learn to blur. Align them first"
         )
     slope, slope_error = contrast_difference(a, b)
     if abs(slope) > CONTRAST + 2 * slope_error:
@@ -1550,29 +1550,54 @@ def contrast_difference(a, b):
 def displaced_share(a, b):
     """The share of the power of a - b that displacements explain, its standard error, and how far they are in pixels.
 
-    Images displaced by a little differ by their slope times the displacement. That is fitted on the left part of each
-    block, and tried on its right part, and vice versa: noise, of whatever kind, is not alike in both. A ridge shrinks
-    the fits where slopes are faint.
+    The larger a displacement is, and the noise, the better it shows in means over cells of pixels: of three sizes, the
+    one with the surest share counts. (0, inf, 0) if images are too small to tell.
+    """
+    found = [(-math.inf, 0.0, math.inf, 0.0)]
+    for side in (1, 2, 4):
+        if min(a.shape[2:]) >= 16 * side:
+            share, error, distance = share_along_slopes(coarse_means(a, side), coarse_means(b, side))
+            found.append((share - 3 * error, share, error, side * distance))
+    return max(found)[1:]
+
+
+def share_along_slopes(a, b):
+    """What `displaced_share` returns, at one size, for images of 16 x 16 or more.
+
+    Smooth images displaced by a little differ by their slope times the displacement. That is fitted on the left part of
+    each block, and tried on its right part, and vice versa: noise is not alike in both. Stripes are, so the means of
+    rows and columns are taken away first. A ridge shrinks the fits where slopes are faint.
     """
     a, b = (blocks(images)[:: 1 + images.numel() // 2**22] for images in (a, b))
-    if min(a.shape[2:]) < 16:
-        return 0.0, math.inf, 0.0
-    difference, smooth = a - b - (a - b).mean((2, 3), keepdim=True), (a + b) / 2
-    for _ in range(2):
-        smooth = (smooth[:, :, 1:] + smooth[:, :, :-1]) / 2
-        smooth = (smooth[..., 1:] + smooth[..., :-1]) / 2
-    down, right = smooth[:, :, 2:, 1:-1] - smooth[:, :, :-2, 1:-1], smooth[:, :, 1:-1, 2:] - smooth[:, :, 1:-1, :-2]
-    slopes, difference = down[:, None].repeat(1, 2, 1, 1, 1), difference[:, :, 2:-2, 2:-2]
-    slopes[:, 1] = right
-    halves = [(slopes[..., part].flatten(2), difference[..., part].flatten(1)) for part in (slice(5), slice(-5, None))]
-    squares = [slope @ slope.mT for slope, _ in halves]  # (blocks, 2, 2)
-    moments = [slope @ values[:, :, None] for slope, values in halves]  # (blocks, 2, 1)
-    ridge = (0.3 * sum(squares).diagonal(dim1=1, dim2=2).mean() / 2 + 1e-12) * a.new_tensor([[1.0, 0.0], [0.0, 1.0]])
+    difference, image = smoothed(a - b)[..., 1:-1, 1:-1], smoothed(a + b) / 2
+    slopes = difference[:, None].repeat(1, 2, 1, 1, 1)  # down and to the right
+    slopes[:, 0] = (image[..., 2:, 1:-1] - image[..., :-2, 1:-1]) / 2
+    slopes[:, 1] = (image[..., 1:-1, 2:] - image[..., 1:-1, :-2]) / 2
+    parts = slice(5), slice(-5, None)
+    values = [without_lines(difference[..., part]).flatten(1)[:, :, None] for part in parts]  # (blocks, pixels, 1)
+    slopes = [without_lines(slopes[..., part]).flatten(2) for part in parts]  # (blocks, 2, pixels)
+    moments = [slope @ value for slope, value in zip(slopes, values, strict=True)]
+    squares = [slope @ slope.mT for slope in slopes]
+    steepness = sum(squares).diagonal(dim1=1, dim2=2).mean(1)  # in any direction
+    ridge = (0.3 * steepness.mean() + 1e-12) * a.new_tensor([[1.0, 0.0], [0.0, 1.0]])
     fits = [(square + ridge).inverse() @ moment for square, moment in zip(squares, moments, strict=True)]
     explained = (moments[1] * fits[0] + moments[0] * fits[1]).sum((1, 2))
-    steepness = sum(square.diagonal(dim1=1, dim2=2).sum() for square in squares).item() / 8  # slopes span two pixels
-    distance = math.sqrt(max(0.0, explained.sum().item()) / steepness) if steepness else 0.0  # root mean square
-    return *ratio_with_error(explained, sum(values.square().sum(1) for _, values in halves)), distance
+    distance = math.sqrt(max(0.0, explained.sum().item() / max(steepness.sum().item(), 1e-12)))  # root mean square
+    return *ratio_with_error(explained, sum(value.square().sum((1, 2)) for value in values)), distance
+
+
+def smoothed(images):
+    """(..., H, W) -> (..., H - 2, W - 2): weighted by 1, 2, 1 along both axes."""
+    for _ in range(2):
+        images = images[..., 1:, :] + images[..., :-1, :]
+        images = images[..., 1:] + images[..., :-1]
+    return images / 16
+
+
+def without_lines(images):
+    """(..., H, W) without the means of their rows and columns."""
+    images = images - images.mean(-1, keepdim=True)
+    return images - images.mean(-2, keepdim=True)
 
 
 def ratio_with_error(numerators, denominators):

@@ -448,7 +448,7 @@ def on_displacement(pairs, share, error, distance):
 
     The three numbers, of `displaced_share`, also show displacements that differ from place to place.
     """
-    local = share - 2 * error > DISPLACED and distance > LOCAL
+    local = share - 3 * error > DISPLACED and distance > LOCAL
     moving = (
         f"places lie about {distance:.1f} pixels apart, in different directions: the pictures are turned or scaled "
         "against each other, or something moves. Training would blur that. Align them first; drop the others."

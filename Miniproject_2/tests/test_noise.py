@@ -188,6 +188,27 @@ def test_a_mismatch_does_not_show_in_too_few_pixels(project):
             assert not project.mismatch_warning(images, other)
 
 
+@pytest.mark.parametrize("project", [project_1, ours], ids=["project 1", "project 2"])
+@pytest.mark.parametrize(("pixels", "level", "coarse"), [(0.5, 10, 1), (1, 30, 1), (4, 30, 2), (8, 20, 4)])
+def test_displacements_are_told_with_their_distance(pixels, level, coarse, project):
+    clean = interpolate(scenes(4, 512 // coarse, 512 // coarse), (512, 512), mode="bilinear")
+    moved = torch.lerp(clean.roll(math.floor(pixels), 3), clean.roll(math.ceil(pixels), 3), pixels % 1)
+    white = torch.randn(2, *clean.shape, generator=torch.Generator().manual_seed(0))
+    a, b = clean + level * white[0], moved + level * white[1]
+    assert project.displaced_share(a / 255, b / 255)[2] == pytest.approx(pixels, rel=0.4)
+    assert "displaced" in project.mismatch_warning(a, b)
+
+
+@pytest.mark.parametrize("project", [project_1, ours], ids=["project 1", "project 2"])
+@pytest.mark.parametrize("axis", [2, 3])
+def test_strong_stripes_are_no_displacement(axis, project):
+    clean = scenes(40, 64, 64)
+    generator = torch.Generator().manual_seed(0)
+    stripes = torch.randn(2, 40, 1, 64, generator=generator).unsqueeze(7 - axis - 1)  # along the axis
+    a, b = (clean + 2 * torch.randn(clean.shape, generator=generator) + 25 * one for one in stripes)
+    assert "displaced" not in project.mismatch_warning(a, b)
+
+
 def test_large_sets_cost_no_more():
     noisy = torch.zeros(1, 3, 32, 32, dtype=torch.uint8).expand(2_000_000, -1, -1, -1)
     assert not ours.measure_noise(noisy, noisy).exchangeable
