@@ -10,6 +10,8 @@ that ran has passed, 1 when something failed or nothing ran, 2 for unusable argu
 temporary files, and when the file of `--json` cannot be written, even at the end; 130 after Ctrl-C, 143 after SIGTERM,
 129 when the terminal has been closed.
 
+It grades other folders too, so it imports nothing from this one, except to make the data.
+
 Graded code is not trusted. Each step runs in a child process of its own (`run_step`, `serve`), in an empty working
 directory, its output captured, under a time limit. The grader cannot detect forged results: read the code, too. From
 top to bottom: the pass criteria, rows and data, the checks of Model, of its training and of the blocks, the steps and

@@ -15,6 +15,17 @@ Learning Image Restoration without Clean Data", ICML 2018, section 2).
 Why so well: noise and photographs look alike if rotated or mirrored. So our network is equivariant to D4, the eight
 symmetries of the square, which leaves an eighth of the weights to be learnt (T. Cohen, M. Welling, ICML 2016).
 
+The file reads from the leaves up:
+
+    settings                            `Recipe` and constants
+    symmetries, layers                  D4, and convolutions that can be made equivariant to it
+    networks                            ours, and the two of the original report
+    optimiser                           Muon
+    pairs, noise, mismatches            what pairs of images reveal about themselves
+    training                            augmentations, losses, one step
+    devices, checks, files, tiles       what `Model` leans on
+    model                               train, predict, save, load
+
 Shapes: N images, C channels, H x W pixels, batches of B, O / I output / input features, K x K kernel.
 Inside, images are float32 in [0, 1]; outside, [0, 255].
 
@@ -43,6 +54,8 @@ with warnings.catch_warnings():  # nothing here needs NumPy, and torch would war
     import torch
     import torch.nn.functional as F
     from torch import nn
+
+# ---------------------------------------------------------------------------------------------- settings
 
 FORMAT = "noise2noise weights 2"  # first entry of a weights file
 PRETRAINED = Path(__file__).resolve().parent / "bestmodel.pth"
@@ -111,7 +124,7 @@ class Recipe:
         return replace(self, **{name: value for name, value in measured.items() if getattr(self, name) is None})
 
 
-ORIGINAL_RECIPE = Recipe(  # that of the original report, for both of its networks
+ORIGINAL_RECIPE = Recipe(  # of the student report that this project grew from ("the original"), for both its networks
     batch_size=8,
     min_steps=0,
     min_pairs=0,
@@ -130,7 +143,7 @@ ORIGINAL_RECIPE = Recipe(  # that of the original report, for both of its networ
 EPSILON = 1e-3  # of `power_loss`: a quarter of a grey value
 COURSE_PIXELS = 32 * 32  # of a course image: recipes count pairs and batches in these
 CELL = 32  # pixels a side: gates of our network depend on means over such cells; a course image is one
-WIDE_OPEN = 20.0  # a gate's value before the sigmoid, which this one takes to 1 in float32
+WIDE_OPEN = 20.0  # a logit whose sigmoid is 1 in float32: as a ceiling, it limits no gate
 PATCH = 64  # pixels a side: larger training pairs are used as random patches of this size
 LOW_NOISE = 20 / 255  # noise: with less, the last layer learns more slowly
 MOST_PASSES = 20  # epochs over few pairs: more do harm unless pixels are swapped
@@ -354,7 +367,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first, self.second = conv(width, width), conv(width, width)
         self.gate, self.cell = zero_initialised(conv(width, width, kernel=1)) if cell else None, cell
-        if cell:  # before the sigmoid; this one changes nothing
+        if cell:  # of the logits
             self.register_buffer("ceiling", torch.full((width, 1, 1), WIDE_OPEN))
         with torch.no_grad():
             self.second.weight.mul_(0.5)  # so that features do not grow along a chain of blocks
@@ -422,7 +435,7 @@ def along_rows(x, matrix):
 
 
 class Denoiser(nn.Module):
-    """What `Model` needs of a network, beside a `forward` that maps (B, C, H, W) in [0, 1] to denoised images.
+    """What `Model` needs of a network, besides a `forward` that maps (B, C, H, W) in [0, 1] to denoised images.
 
     Attributes that each network has of its own:
         first, last: its first and last convolution, which Adam trains also where Muon trains the others.
@@ -716,6 +729,9 @@ class Pairs:
         )
 
 
+# ---------------------------------------------------------------------------------------------- noise of pairs
+
+
 @dataclass(frozen=True)
 class PairNoise:
     """What two noisy versions of an image reveal about their noise; see `measure_noise`.
@@ -853,6 +869,9 @@ def line_products(blocks, axis):
         return blocks.new_zeros(len(blocks))
     pairs = blocks.sum(axis).square() - blocks.square().sum(axis)
     return pairs.mean((1, 2)) / (count * (count - 1))
+
+
+# ---------------------------------------------------------------------------------------------- pairs that do not match
 
 
 def mismatch_warning(noisy_a, noisy_b):
@@ -1128,30 +1147,30 @@ class Training:
         self.generator = torch.Generator("cpu").manual_seed(seed)  # the same draws on any device
         self.autocast = autocast(self.parameters[0].device, precision)
 
-    def step(self, noisy_a, noisy_b, lr_scale, progress=0.0):
+    def step(self, noisy_a, noisy_b, lr_scale, done=0.0):
         """Learns from a batch of pairs (B, C, H, W) in [0, 1] at `lr_scale` times the peak rates.
 
-        `progress` is the share of all steps that are done, in [0, 1): the loss "l0" changes with it.
+        `done` is the share of all steps that are done, in [0, 1): the loss "l0" changes with it.
 
         Returns the loss as a 0-d tensor on the device; reading it waits for the device.
         """
-        loss = self.backward(*augment(noisy_a, noisy_b, self.recipe, self.generator), progress)
+        loss = self.backward(*augment(noisy_a, noisy_b, self.recipe, self.generator), done)
         self._update(lr_scale)
         return loss
 
-    def backward(self, noisy_a, noisy_b, progress):
+    def backward(self, noisy_a, noisy_b, done):
         """Gradients of the loss, a mean over a batch of augmented pairs; returns the loss without its graph."""
         with self.autocast:
             prediction = forward_any_size(self.network, noisy_a)
-        loss = self.loss(prediction.float(), noisy_a, noisy_b, progress)
+        loss = self.loss(prediction.float(), noisy_a, noisy_b, done)
         loss.backward()
         return loss.detach()
 
-    def loss(self, prediction, noisy_a, noisy_b, progress):
+    def loss(self, prediction, noisy_a, noisy_b, done):
         """The recipe's loss of a prediction from `noisy_a`."""
         if self.recipe.loss == "l2":
             return noise2noise_loss(prediction, noisy_a, noisy_b, self.recipe.variance_floor)
-        return power_loss(prediction, noisy_b, 1 if self.recipe.loss == "l1" else 2 * (1 - progress))
+        return power_loss(prediction, noisy_b, 1 if self.recipe.loss == "l1" else 2 * (1 - done))
 
     def _update(self, lr_scale):
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
@@ -1512,7 +1531,7 @@ def check_finite(weights):
 
 def check_archive(path):
     """zipfile.BadZipFile if a checksum in a file of `torch.save` is wrong: `torch.load` does not look at them."""
-    if zipfile.is_zipfile(path):  # files of old versions are none
+    if zipfile.is_zipfile(path):  # older versions of torch wrote none
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if entry.CRC:  # 0: the checksums were turned off
@@ -1563,7 +1582,7 @@ class Tiling:
         return range(0, max(1, size - self.overlap), self.side - self.overlap)
 
     def weights(self, start, size):
-        """Blending weights of the rows of the tile at `start`, of `size` rows in all; overlapping tiles sum to 1."""
+        """Blending weights of the tile at `start` of an axis of `size` pixels; those of overlapping tiles sum to 1."""
         length = min(self.side, size - start)
         rows = torch.arange(length, dtype=torch.float32, device="cpu")
         ramp = ((rows - self.margin + 1) / (self.overlap - 2 * self.margin + 1)).clamp(0, 1)
@@ -1734,7 +1753,7 @@ class Model:
             training.finish()
             self.choose_views(noisy_a, noisy_b)
         share = self.error_left(noisy_a, noisy_b)
-        if recipe.loss == "l2":  # the others are no squared errors
+        if recipe.loss == "l2":  # the others are not squared errors
             warn(no_gain_warning(share, self.noise.imbalance))
 
     def recipe_for(self, noisy_a, noisy_b):
@@ -1799,7 +1818,7 @@ class Model:
         noise, are unlike all training images: averaged in, they can ruin a prediction.
         """
         noisy, other = self._sample(noisy_a), self._sample(noisy_b)
-        power = {"l2": 2, "l1": 1, "l0": 0.1}[self.recipe.loss]
+        power = {"l2": 2, "l1": 1, "l0": 0.1}[self.recipe.loss]  # at 0, where l0 ends, all views would be alike
         alone, *others = (self._denoise(noisy, [view]) for view in self.every_view())
         limit, *errors = (
             power_loss(prediction.clamp(0, 1), other, power).item()

@@ -245,8 +245,8 @@ def pair(value, name, smallest):
     return tuple(whole_number(v, name, smallest) for v in values)
 
 
-def check_maps(x, channels, like, block):
-    """`x` detached, if it is a (N, channels, H, W) tensor of the dtype and device of the parameter `like`."""
+def check_input(x, channels, like, block):
+    """`x`, detached. TypeError or ValueError unless it is (N, channels, H, W), of the dtype and device of `like`."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{block} takes a tensor; got {type(x).__name__}")
     if x.dim() != 4 or x.shape[1] != channels or not x.shape[0]:
@@ -737,7 +737,7 @@ class Conv2d(Convolution):
         return (vertical, vertical, horizontal, horizontal)
 
     def run(self, x):
-        x = check_maps(x, self.in_channels, self._weight, "Conv2d")
+        x = check_input(x, self.in_channels, self._weight, "Conv2d")
         positions = self.window.positions(x.shape[2:])
         if min(positions) < 1:
             raise ValueError(f"the window of {self.window} is larger than the padded image of {tuple(x.shape)}")
@@ -797,7 +797,7 @@ class TransposeConv2d(Convolution):
         super().__init__(shape, self.out_channels, bias, **options)
 
     def run(self, x):
-        x = check_maps(x, self.in_channels, self._weight, "TransposeConv2d")
+        x = check_input(x, self.in_channels, self._weight, "TransposeConv2d")
         covered, padding = self.window.covered(x.shape[2:]), self.window.padding
         size = tuple(c - 2 * p + o for c, p, o in zip(covered, padding[::2], self.output_padding, strict=True))
         if min(size) < 1 or x.shape[2] * x.shape[3] == 0:
@@ -918,7 +918,7 @@ class Sequential(Module):
             )
 
     def leaves(self):
-        """The modules that are no Sequential, in order."""
+        """The modules that are not Sequential, in order."""
         for module in self.modules:
             yield from module.leaves() if isinstance(module, Sequential) else [module]
 
@@ -982,7 +982,7 @@ class Optimiser:
         raise NotImplementedError
 
     def moments(self):
-        """The tensors that the next step depends on, beside parameters and gradients."""
+        """The tensors that the next step depends on, besides parameters and gradients."""
         raise NotImplementedError
 
     def state_dict(self):
@@ -1168,7 +1168,7 @@ def from_view(images, element, negative, reverse):
 
 @functools.cache
 def regular_representation():
-    """For each element h of D4, the numbers of h^-1 g for g = 0 .. 7: the entry that h moves to place g."""
+    """For each element h of D4, the indices of h^-1 g for g = 0 .. 7: h moves the entry h^-1 g to place g."""
     square = arange(9, device="cpu").view(1, 1, 3, 3)
     turned = [apply_d4(square, g) for g in D4]
     numbers = {tuple(image.flatten().tolist()): number for number, image in enumerate(turned)}
@@ -1195,7 +1195,7 @@ def orbits(shape, first_group, second_group):
 
 
 def permute_groups(weight, axis, group, order):
-    """Brings each `group` of neighbours along an axis into the given order; a group of 1 has none."""
+    """Permutes each `group` of neighbours along an axis; groups of 1 stay as they are."""
     if group == 1:
         return weight
     return weight.unflatten(axis, (-1, group)).index_select(axis + 1, weight.new_tensor(order)).flatten(axis, axis + 1)
@@ -1304,7 +1304,7 @@ class Network(Sequential):
 
 
 class Pairs:
-    """Noisy pairs (N, C, H, W), kept on the device in the type they came in; larger images as random patches."""
+    """Noisy pairs (N, C, H, W), kept on the device in their own dtype; large images become random patches."""
 
     def __init__(self, noisy_a, noisy_b, device):
         self.noisy_a, self.noisy_b = noisy_a.detach().to(device), noisy_b.detach().to(device)
@@ -1324,6 +1324,9 @@ class Pairs:
             image, top, left = number // self.patches, generator.randint(0, height - h), generator.randint(0, width - w)
             cuts.append((slice(image, image + 1), slice(None), slice(top, top + h), slice(left, left + w)))
         return tuple(cat([images[cut] for cut in cuts]).float().div_(255) for images in (self.noisy_a, self.noisy_b))
+
+
+# ---------------------------------------------------------------------------------------------- noise of pairs
 
 
 @dataclass(frozen=True)
@@ -1458,6 +1461,9 @@ def line_products(blocks, axis):
         return blocks.new_zeros(len(blocks))
     pairs = blocks.sum(axis).square() - blocks.square().sum(axis)
     return pairs.mean((1, 2)) / (count * (count - 1))
+
+
+# ---------------------------------------------------------------------------------------------- pairs that do not match
 
 
 def mismatch_warning(noisy_a, noisy_b):
@@ -1988,7 +1994,8 @@ class Model:
     def save(self, path):
         """Writes the weights and what rebuilds the network; whole or not at all.
 
-        Raises ValueError for weights that are not finite, OSError where nothing can be written.
+        Raises ValueError for weights that are not finite, or attributes that `load` would refuse, OSError where nothing
+        can be written.
         """
         if not all(parameter.isfinite().all() for parameter, _ in self.network.param()):
             raise ValueError("the weights are not finite; begin with others, and train with lower rates")
@@ -2140,7 +2147,7 @@ class Model:
         return [(D4[0], negative, reverse) for reverse in reverses for negative in (False, True)]
 
     def choose_views(self, noisy_a, noisy_b):
-        """Chooses what self-ensembles average, by up to 64 squares of the pairs; `train` calls it, with its arguments.
+        """Chooses the views of self-ensembles on up to 64 squares of the pairs; `train` calls it, with its arguments.
 
         A view is kept if the mean of its prediction and that of the unchanged image is no farther from the other noisy
         image than the latter prediction alone. Negatives of dark pictures, and reversed channels that are not colours

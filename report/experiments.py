@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from Miniproject_1.others.command_line import some_path
 from Miniproject_1.others.experiments import grid
-from Miniproject_2.others.experiments import NETWORKS, RATES
+from Miniproject_2.others.experiments import NETWORKS, SWEEP
 from report import records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ JOBS = {
     "targets": Job(1, (7_800, 50_000), (ONE, "means of 3 noisy targets", "means of 15 noisy targets", "clean targets")),
     "pairs": Job(1, (1_000, 2_000, 4_000, 7_800, 15_600, 50_000), (BOTH, ONE, "clean targets")),
     "fixed pairs": Job(1, (50_000,), ("ours", ONE), epochs=(1, 2, 4, 8)),
-    "optimisers": Job(2, (7_800,), tuple(RATES), seeds=(0, 1)),
+    "optimisers": Job(2, (7_800,), tuple(SWEEP), seeds=(0, 1)),
     "networks of project 2": Job(2, (7_800,), (ONE, *NETWORKS), seeds=(0, 1)),
 }
 

@@ -8,6 +8,8 @@ it was made. A new measurement replaces the line of the old one. Times are only 
 
 Sources: BayesShrink, S. G. Chang et al., IEEE TIP 2000; non-local means, A. Buades et al., CVPR 2005; total variation,
 A. Chambolle, JMIV 2004; all three from scikit-image, with PyWavelets; median and Gaussian filters from SciPy.
+BM3D, K. Dabov et al., IEEE TIP 2007, by the package bm3d; bilateral filter, C. Tomasi, R. Manduchi, ICCV 1998, written
+here.
 """
 
 import argparse
@@ -229,8 +231,8 @@ def measure_scores(data):
 
 def measure_little_noise(data, seeds=3, pairs=2_000, judged=300):
     """What fresh weights gain on Gaussian noise of our scenes, with the last layer's rate in full and as decided."""
-    scenes = [noisy_and_clean(render_scene(8_100_000 + n, 384), 50, n)[1] for n in range((pairs + judged) // 50)]
-    learnt, clean = torch.cat(scenes).split([pairs, judged])
+    parts = [noisy_and_clean(render_scene(8_100_000 + n, 384), 50, n)[1] for n in range((pairs + judged) // 50)]
+    learnt, clean = torch.cat(parts).split([pairs, judged])
     result = {"pairs": pairs, "seeds": seeds, "quiet": 255 * LOW_NOISE, "gains": {}}
     for level in LEVELS:
 
@@ -500,8 +502,8 @@ def measure_rounding(data, seeds=300):
             passed[name] += torch.allclose(result.view(expected.shape), expected)
     groups = {}
     for group, arguments, settings in rounding.configurations():
-        for name in ("Conv2d", "TransposeConv2d"):
-            layer = getattr(nn, name if name == "Conv2d" else "ConvTranspose2d")(*arguments, **settings)
+        for name, twin in rounding.TWINS.items():
+            layer = twin(*arguments, **settings)
             results = rounding.passes(getattr(framework, name)(*arguments, **settings), layer, 1, 32)
             entry = groups.setdefault(f"{name}, {group.split(',')[0]}", [0] * 5)
             for index, good in enumerate([True, *results]):
@@ -602,7 +604,7 @@ def compare_precisions(model_class, noisy, clean):
 
 # ---------------------------------------------------------------------------------------------- command line
 
-MEASUREMENTS = {
+MEASUREMENTS = {  # name: (function of val_data.pkl, which not all need; folders whose last commits are recorded)
     "noise": (measure_noise, ["Miniproject_1"]),
     "sampling": (measure_sampling, ["Miniproject_1"]),
     "networks": (measure_networks, ["Miniproject_1", "Miniproject_2"]),

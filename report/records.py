@@ -90,17 +90,8 @@ def spread(values, digits=2, sign=""):
     return f"{text} ± {wide:.{digits}f}" if wide >= 0.0005 else f"{text} ± < 0.001"
 
 
-STUDENT = {
-    1: 12.71,
-    2: 4.30,
-    3: 3.18,
-    4: 2.78,
-    5: 2.57,
-    6: 2.45,
-    7: 2.36,
-    8: 2.31,
-    9: 2.26,
-}  # 97.5 % quantiles of Student's t by degrees of freedom
+# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom
+STUDENT = dict(enumerate((12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26), start=1))
 
 
 def verdict(differences):
@@ -729,7 +720,7 @@ def second_facts():
     rounding, bench, networks = known["rounding"], known["benchmark"], known["networks"]
     result = {
         "images": count(scores["images"]),
-        "input": f"{scores_input(scores):.2f}",
+        "input": f"{mean(scores['input_of_each']):.2f}",
         "shipped": f"{scores['passes_2'][0]:.2f}",
         "shipped.ensemble": f"{scores['ensemble_2']:.2f}",
         "shipped.pairs": millions(networks["shipped_2"]["pairs_seen"]),
@@ -797,10 +788,6 @@ def size_facts(network):
         "width": str(network["architecture"]["width"]),
         "deep": str(network["architecture"]["deep_width"]),
     }
-
-
-def scores_input(scores):
-    return mean(scores["input_of_each"])
 
 
 def sweep_facts(data):

@@ -7,8 +7,7 @@ OUT is a file if IN is one file and OUT has an ending, else a folder that keeps 
 files and folders in these are skipped. Alpha, EXIF, ICC profile, resolution and bit depth are kept; pictures are turned
 upright. A TIFF of several pages, all of one size and kind, becomes one of as many, each page denoised by itself, with
 one range for all. For black and white, see --range. The noise before and after is estimated from the picture itself, in
-1/255 of the range: fine texture counts as noise, coarse noise does not. (Donoho and Johnstone's median with Immerkaer's
-mask, at full and at half size.)
+1/255 of the range: fine texture counts as noise, coarse noise does not.
 
 Memory: about 40 bytes per pixel of the largest picture, plus 0.6 GB for torch and the rows that are predicted at
 once. A picture of 4000 x 3000 took 0.9 GB (8 bits) to 1.0 GB (16 bits) with a small network.

@@ -48,8 +48,8 @@ def add_arguments(parser):
     parser.add_argument(
         "--classics",
         action="store_true",
-        help="also scikit-image's non-local means, wavelets and TV; their strength is tuned on each picture with "
-        "the clean one (an oracle), which nobody has in practice",
+        help="also scikit-image's non-local means, wavelets and TV, each at the strength that is best for the picture, "
+        "found with its clean version (an oracle): an upper bound",
     )
     parser.add_argument("--plot", type=some_path, metavar="FILE", help="draw PSNR before and after: .png or .svg")
     parser.add_argument(

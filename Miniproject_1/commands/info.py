@@ -1,7 +1,6 @@
 """Shows what a weights file holds: network, sizes, parameters, work per pixel, pairs seen and their value ranges."""
 
 import json
-from pathlib import Path
 
 from Miniproject_1.commands.support.weights import PURPOSES, load_model, weights_file
 from Miniproject_1.others.experiments import multiply_adds
@@ -20,7 +19,7 @@ def facts_of(name):
     model = load_model(name, "cpu")
     return {
         "file": str(path),
-        "bytes": Path(path).stat().st_size,
+        "bytes": path.stat().st_size,
         "network": model.name,
         "in_channels": model.in_channels,
         "sizes": model.sizes,

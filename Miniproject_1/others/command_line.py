@@ -47,6 +47,7 @@ def draw_progress(done, total):
 
 
 def watched(items, total, progress):
+    """Yields the items; before each, calls `progress(done, total)`."""
     for done, item in enumerate(items, start=1):
         if progress is not None:
             progress(done, total)

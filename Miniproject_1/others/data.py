@@ -51,7 +51,7 @@ from Miniproject_1.others.command_line import (
 )
 from Miniproject_1.others.files import check_new, check_writable, user_cache
 from Miniproject_1.others.metrics import psnr
-from Miniproject_1.others.photos import (  # with what scripts may look for here
+from Miniproject_1.others.photos import (  # scripts elsewhere import load_photos and photo_files from here
     PHOTO_THREADS,
     load_photo,
     load_photos,  # noqa: F401
@@ -211,9 +211,6 @@ def _shuffled(parts, seed):
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     order = torch.randperm(len(columns[0]), generator=torch.Generator().manual_seed(seed))
     return tuple(column[order] for column in columns)
-
-
-# ---------------------------------------------------------------------------------------------- photographs
 
 
 # ---------------------------------------------------------------------------------------------- procedural scenes

@@ -128,15 +128,8 @@ def with_blocks(block, equivariant=True, **sizes):
     for stage in (network.encode, network.inner, network.decode):
         for index, old in enumerate(stage):
             stage[index] = block(old.first.in_channels, old.cell)
-    return made_equivariant(network) if equivariant else network
-
-
-def with_activation(activation):
-    return Variant(network=lambda: with_blocks(functools.partial(Activated, activation=activation)))
-
-
-def made_equivariant(network):
-    make_equivariant(network)
+    if equivariant:
+        make_equivariant(network)
     return network
 
 
@@ -220,6 +213,10 @@ class Variant:
 
 def only_adam(lr):
     return Variant({"muon_lr": 0, "adam_lr": lr})
+
+
+def with_activation(activation):
+    return Variant(network=lambda: with_blocks(functools.partial(Activated, activation=activation)))
 
 
 def averaged(draws, inputs=None):
@@ -462,9 +459,9 @@ def parse_arguments(arguments, variants):
     training = commands.add_parser("run", help="train the variants")
     training.add_argument("photos", type=some_path, help="folder of photographs to draw the pairs from")
     training.add_argument("--validate", type=some_path, required=True, help="a val_data.pkl to score on")
-    training.add_argument("--pairs", type=positive, nargs="+", default=[15_600], help="default 15600")
-    training.add_argument("--epochs", type=positive, nargs="+", default=[1], help="default 1")
-    training.add_argument("--seeds", type=count, nargs="+", default=[0], help="default 0")
+    training.add_argument("--pairs", type=positive, nargs="+", default=[15_600], help="training pairs (default 15600)")
+    training.add_argument("--epochs", type=positive, nargs="+", default=[1], help="passes over the pairs (default 1)")
+    training.add_argument("--seeds", type=count, nargs="+", default=[0], help="of pairs, weights and draws (default 0)")
     training.add_argument("--only", nargs="+", choices=variants, metavar="NAME", help="these variants instead of all")
     training.add_argument("--out", type=some_path, required=True, help="file of JSON lines to append to")
     printing = commands.add_parser("table", help="print the results as a table")

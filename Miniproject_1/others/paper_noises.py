@@ -119,7 +119,7 @@ def draw(photos, experiment, target, number, seed):
 class MaskedTraining(Training):
     """Training with L2 that ignores the missing pixels of the targets, marked NaN."""
 
-    def loss(self, prediction, noisy_a, noisy_b, progress):
+    def loss(self, prediction, noisy_a, noisy_b, done):
         return (prediction - noisy_b)[noisy_b.isfinite()].square().mean()
 
 
@@ -177,10 +177,15 @@ def parse_arguments(arguments=None):
     parser.add_argument("photos", type=some_path, help="folder of photographs")
     parser.add_argument("--names", type=some_path, required=True, help="file with the names of the test photographs")
     parser.add_argument("--out", type=some_path, required=True, help="file of JSON lines to append to")
-    parser.add_argument("--pairs", type=positive, default=12_000, help=f"of {SIDE} x {SIDE} (default 12000)")
-    parser.add_argument("--seeds", type=count, nargs="+", default=[0], help="default 0")
+    parser.add_argument("--pairs", type=positive, default=12_000, help=f"crops of {SIDE} x {SIDE} (default 12000)")
+    parser.add_argument("--seeds", type=count, nargs="+", default=[0], help="of crops, weights and draws (default 0)")
     parser.add_argument(
-        "--only", nargs="+", choices=EXPERIMENTS, metavar="NAME", default=list(EXPERIMENTS), help="default: all"
+        "--only",
+        nargs="+",
+        choices=EXPERIMENTS,
+        metavar="NAME",
+        default=list(EXPERIMENTS),
+        help="these noises (default: all)",
     )
     return parser.parse_args(arguments)
 

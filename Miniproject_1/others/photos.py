@@ -49,7 +49,7 @@ def load_photo(path):
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("reading photos needs Pillow: pip install Pillow, or use `scenes`") from error
+        raise ImportError("reading photographs needs Pillow: pip install Pillow") from error
     try:
         with Image.open(path) as file:
             deep = file.mode[0] in "IF"

@@ -263,7 +263,7 @@ def train_round(model, training, photos, number, options):
     return torch.stack(losses).mean().item()
 
 
-def report(path, validation, model_class):
+def validation_psnr(path, validation, model_class):
     """PSNR of a weights file in dB, single pass; nan without validation data."""
     if validation is None:
         return float("nan")
@@ -346,7 +346,7 @@ def run_rounds(model, training, train_round, photos, options, validation):
         with training.averaged():
             model.save(options.out)
         save_atomically(checkpoint_of(training, number + 1, start, options), checkpoint)
-        decibels = report(options.out, validation, type(model))
+        decibels = validation_psnr(options.out, validation, type(model))
         seconds = time.monotonic() - began
         print(f"{model.pairs_seen} pairs, loss {loss:.5f}, {decibels:.3f} dB, {seconds:.0f} s", flush=True)
 

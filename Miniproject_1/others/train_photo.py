@@ -77,7 +77,7 @@ from Miniproject_1.others.train_best import check_weights_writable, grow, revive
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything the weights depend on beside the photographs and the mixture of noises."""
+    """Everything the weights depend on besides the photographs and the mixture of noises."""
 
     width: int = 32  # this and the next three are sizes of ResidualUNet
     levels: int = 3

@@ -23,13 +23,13 @@ class Variant:
     recipe: dict = field(default_factory=dict)
 
 
-OPTIMISERS = {  # recipe, and learning rates in steps of two, so that the best is none of the two ends
+OPTIMISERS = {  # recipe, and learning rates in steps of two, so that neither end is the best
     "SGD": ({"optimiser": "sgd", "momentum": 0.0}, (1, 2, 4, 8, 16, 32)),
     "momentum": ({"optimiser": "sgd", "momentum": 0.9}, (0.25, 0.5, 1, 2, 4, 8)),
     "Adam": ({"optimiser": "adam"}, (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
     "Muon": ({}, (3.75e-3, 7.5e-3, 1.5e-2, 3e-2, 6e-2)),
 }
-RATES = {
+SWEEP = {
     f"{name} {lr:g}": Variant(recipe=recipe | {"lr": float(lr)})
     for name, (recipe, rates) in OPTIMISERS.items()
     for lr in rates
@@ -45,7 +45,7 @@ VARIANTS = {  # all but ours in float32
     "ours": Variant({"precision": None}, {"both_directions": None}),
     experiments.BOTH: Variant(recipe={"both_directions": None}),
     experiments.ONE: Variant(),
-    **RATES,
+    **SWEEP,
     "no pixel swap": Variant(recipe={"swap_pixels": False}),
     "no averaging": Variant(recipe={"ema_share": 0.0}),
     "few pairs over again": Variant(recipe={"both_directions": None, "min_pairs": Recipe.min_pairs}),

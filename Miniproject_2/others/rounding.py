@@ -17,6 +17,7 @@ from Miniproject_2 import model as ours
 
 WINDOWS = [(3, 1, 0), (3, 1, 1), (3, 2, 1), (4, 2, 1), (2, 2, 0), (5, 1, 2), (5, 2, 2), (3, 3, 0), (1, 1, 0)]
 CHANNELS = [(3, 3), (1, 4), (5, 7), (8, 16), (16, 8), (64, 24), (48, 100)]
+TWINS = {"Conv2d": nn.Conv2d, "TransposeConv2d": nn.ConvTranspose2d}
 PARTS = ("forward", "input gradient", "weight gradient", "bias gradient")
 
 
@@ -37,7 +38,7 @@ def passes(block, layer, n, size):
 
 
 def configurations():
-    """(group of the table, torch class, arguments, options)."""
+    """Yields (group of the table, positional arguments, keyword arguments) for either convolution."""
     for (inputs, outputs), (kernel, stride, padding) in itertools.product(CHANNELS, WINDOWS):
         group = "kernel 1" if kernel == 1 else "plain"
         yield group, (inputs, outputs, kernel), {"stride": stride, "padding": padding}
@@ -55,20 +56,20 @@ def configurations():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seeds", type=int, default=3, help="that a configuration has to pass (default 3)")
+    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels (default 32)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="images a batch (default 1 and 4)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
     counts, passed = defaultdict(int), defaultdict(lambda: [0] * len(PARTS))
     for group, arguments, settings in configurations():
-        for n, name in itertools.product(options.batches, ("Conv2d", "TransposeConv2d")):
+        for n, name in itertools.product(options.batches, TWINS):
             results = []
             for seed in range(options.seeds):
                 torch.manual_seed(seed)
-                layer = getattr(nn, name if name == "Conv2d" else "ConvTranspose2d")(*arguments, **settings)
+                layer = TWINS[name](*arguments, **settings)
                 block = getattr(ours, name)(*arguments, **settings)
                 results.append(passes(block, layer, n, options.size))
             counts[name, group, n] += 1

@@ -41,9 +41,13 @@ def parse_arguments(arguments=None):
     parser = shared_parser(__doc__)
     parser.add_argument("--start", type=some_path, help="weights to begin with; they set the sizes (default: fresh)")
     parser.add_argument("--batch-size", type=int, default=32, help="pairs a step (default 32)")
-    parser.add_argument("--lr", type=float, default=RATES["muon"], help="of Muon, at the peak")
-    parser.add_argument("--decay", type=share, default=0.4, help="share of the pairs in which the rate falls")
-    parser.add_argument("--warm-up", type=share, default=0.01, help="share of the pairs in which it rises")
+    parser.add_argument("--lr", type=float, default=RATES["muon"], help="peak learning rate of Muon (default 0.015)")
+    parser.add_argument(
+        "--decay", type=share, default=0.4, help="share of the pairs in which the rate falls (default 0.4)"
+    )
+    parser.add_argument(
+        "--warm-up", type=share, default=0.01, help="share of the pairs in which it rises (default 0.01)"
+    )
     parser.add_argument("--negatives", type=share, default=0.0, help="share of batches shown as negatives (default 0)")
     parser.add_argument(
         "--flat-pairs", type=share, default=0.0, help="share of pairs of one colour, without noise (default 0)"

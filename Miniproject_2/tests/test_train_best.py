@@ -35,7 +35,7 @@ def test_stopped_training_continues_exactly(run, monkeypatch, draws):
         def stop(*_):
             raise KeyboardInterrupt
 
-        patch.setattr("Miniproject_1.others.train_best.report", stop)  # after the first round's checkpoint
+        patch.setattr("Miniproject_1.others.train_best.validation_psnr", stop)  # after the first round's checkpoint
         with pytest.raises(SystemExit, match="130"):
             run("stopped.pth", draws)
     model, continued = run("stopped.pth", draws)

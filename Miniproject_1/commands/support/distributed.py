@@ -67,10 +67,10 @@ def wait_for_others():
 class SharedTraining(Training):
     """A `Training` whose batches are divided among the processes of the group."""
 
-    def backward(self, noisy_a, noisy_b, progress):
+    def backward(self, noisy_a, noisy_b, done):
         mine = [images[dist.get_rank() :: dist.get_world_size()] for images in (noisy_a, noisy_b)]
         share = len(mine[0]) / len(noisy_a)
-        loss = super().backward(*mine, progress) if share else noisy_a.new_zeros(())
+        loss = super().backward(*mine, done) if share else noisy_a.new_zeros(())
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         total = torch.cat([*map(torch.flatten, gradients), loss.view(1)]) * share
         dist.all_reduce(total)

@@ -285,6 +285,41 @@ class SeveralPages(Refused):
         self.pages = pages
 
 
+@contextlib.contextmanager
+def silence():
+    """Silences warnings and tifffile's log: a single error says what is wrong with a file."""
+    log = logging.getLogger("tifffile")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+@contextlib.contextmanager
+def no_pixel_limit(Image):
+    """Turns off Pillow's own limit: `check_size` has ours."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def check_size(width, height, max_megapixels):
+    if width * height > max_megapixels * 1e6:
+        raise Refused(
+            f"{width} x {height} pixels are more than {max_megapixels:g} megapixels; if you trust the file, "
+            "raise the limit with --max-megapixels"
+        )
+
+
+# ---------------------------------------------------------------------------------------------- value ranges
+
+
 def range_of_pages(path, max_megapixels=DEFAULT_MEGAPIXELS):
     """The widest `default_range` of the pages of a TIFF. ValueError if they differ in size or kind."""
     kinds, ranges = set(), []
@@ -370,36 +405,7 @@ def exactly(value, width):
     return f"{round(float(value), 5 - math.floor(math.log10(width))) + 0.0:.15g}"  # no "-0"
 
 
-@contextlib.contextmanager
-def silence():
-    """Silences warnings and tifffile's log: a single error says what is wrong with a file."""
-    log = logging.getLogger("tifffile")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
-
-
-@contextlib.contextmanager
-def no_pixel_limit(Image):
-    """Turns off Pillow's own limit: `check_size` has ours."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def check_size(width, height, max_megapixels):
-    if width * height > max_megapixels * 1e6:
-        raise Refused(
-            f"{width} x {height} pixels are more than {max_megapixels:g} megapixels; if you trust the file, "
-            "raise the limit with --max-megapixels"
-        )
+# ---------------------------------------------------------------------------------------------- decoding, by Pillow
 
 
 def decode(file, max_megapixels):
@@ -607,6 +613,9 @@ def byte_orders(image):
 def other_order(name):
     native = "L" if sys.byteorder == "little" else "B"
     return name[:-1] + {"L": "B", "B": "L"}[native if name[-1] == "N" else name[-1]]
+
+
+# ---------------------------------------------------------------------------------------------- decoding, by tifffile
 
 
 def decode_with_tifffile(file, max_megapixels):
