@@ -44,6 +44,7 @@ from Miniproject_1.model import CELL, NARROW, Tiling
 from Miniproject_1.others.command_line import share, some_path
 from Miniproject_1.others.files import check_new, check_writable, say_left_out
 
+AROUND = 64  # grey values: so far beyond black and white may values be in `predicted_beyond`
 HARDLY_ANY = 2  # grey values of noise: from pictures with less, weights take detail as well
 TOO_NARROW = f"less than {NARROW} pixels high or wide: left as it is"
 LITTLE_NOISE = f"with noise below {HARDLY_ANY} of 255, detail may be lost; --strength 0.5 keeps half of it"
@@ -73,7 +74,7 @@ def add_arguments(parser):
         help="also write a page to compare before and after; of a stack, its first picture",
     )
     parser.add_argument("--force", action="store_true", help="overwrite existing files; never an input")
-    beyond = "values up to the range's width beyond them are clipped, farther ones stay as they are"
+    beyond = "values farther beyond them than they are apart stay as they are"
     add_range(parser, f"{beyond}. Default: that of the weights' training if they know it, else for each picture: ")
     parser.add_argument(
         "--quality",
@@ -139,16 +140,30 @@ def row_strips(height, tiling, border):
         yield slice(first, last), slice(start, stop), slice(start - first, stop - first)
 
 
+def predicted_beyond(model, noisy, space, ensemble=None):
+    """`predicted` for values in [-255, 510]: it gives [0, 255], so what is beyond is predicted as a picture of its own.
+
+    What lies `AROUND` grey values below that picture's black, or above its white, is clipped: networks know no more.
+    """
+    clean = predicted(model, noisy, space, ensemble)
+    if noisy.max() > 255:
+        clean = clean + predicted(model, (noisy - 255).clamp(min=-AROUND), space, ensemble)
+    if noisy.min() < 0:
+        clean = clean + predicted(model, (noisy + 255).clamp(max=255 + AROUND), space, ensemble) - 255
+    return clean
+
+
 def denoised(model, picture, strength=1.0, ensemble=None, progress=None):
     """The pixels of a picture without its noise, of the same shape and type; alpha as it is. Raises as `predicted`.
 
     The picture is predicted in strips of rows, so that only its stored pixels are in memory as a whole.
     """
     result = replace(picture, pixels=picture.pixels.copy())
+    predict = predicted_beyond if picture.reach else predicted
     parts = list(row_strips(len(picture.pixels), Tiling.of(model.network), model.network.border))
     for done, (rows, kept, inside) in enumerate(parts, start=1):
         noisy = picture.values(rows)
-        clean = noisy.lerp(predicted(model, noisy, picture.space, ensemble), strength)
+        clean = noisy.lerp(predict(model, noisy, picture.space, ensemble), strength)
         result.store(clean[:, :, inside], kept)
         if progress:
             progress(done, len(parts))

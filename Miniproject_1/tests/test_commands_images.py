@@ -409,7 +409,7 @@ def test_a_hot_pixel_of_sixteen_bits_does_not_set_the_range(tmp_path):
     Image.fromarray(values).save(tmp_path / "a.png")
     picture = images.read_picture(tmp_path / "a.png")
     assert picture.value_range == (0, 4095)
-    picture.store(torch.full((1, 1, 60, 70), 300.0))
+    picture.store(torch.full((1, 1, 60, 70), 255.0))
     assert picture.pixels[5, 7] == 65535 and (picture.pixels == 4095).sum() == 60 * 70 - 1
 
 

@@ -119,17 +119,17 @@ class Picture:
         return self.pixels.shape[2] - self.alpha
 
     def values(self, rows=slice(None)):
-        """The colours of some rows: float32 (1, C, h, W), in [0, 255] except for values beyond the range."""
+        """The colours of some rows: float32 (1, C, h, W), in [0, 255], but [-255, 510] for values beyond the range."""
         part = self.pixels[rows, :, : self.colours].astype("float32")
         return to_255(torch.from_numpy(part), self.value_range).permute(2, 0, 1)[None]
 
     def store(self, values, rows=slice(None)):
-        """The inverse of `values`: writes (1, C, h, W) in [0, 255] into some rows of the pixels."""
+        """The inverse of `values`: writes (1, C, h, W) into some rows of the pixels."""
         low, high = self.value_range
         part = self.pixels[rows, :, : self.colours]  # a view
         new = (values[0].permute(1, 2, 0).double() * ((high - low) / 255) + low).numpy()
         if self.pixels.dtype.kind == "u":
-            new = new.round().clip(low, high)
+            new = new.round().clip(0, need_numpy().iinfo(part.dtype).max)
         need_numpy().copyto(part, new.astype(part.dtype), where=~self.beyond(part))
 
     def beyond(self, values):
@@ -158,12 +158,9 @@ class Picture:
             self.notes.append(
                 f"{where}{share:.0%} of the values are {colours.min():g}: fill them first if they mean no data"
             )
-        low, high = self.value_range
-        clipped = float(((colours < low) | (colours > high)).mean()) - beyond / colours.size
-        if self.pixels.dtype.kind == "u" and clipped > OUTLIERS:
-            self.notes.append(f"{where}{clipped:.1%} of the values are beyond black or white and are clipped")
         if self.pixels.dtype == "uint8" or page:
             return
+        low, high = self.value_range
         most = float(need_numpy().quantile(sampled(colours), NEARLY_ALL))
         if not why and low < most < low + DARK * (high - low):
             step = 10.0 ** (math.floor(math.log10(most - low)) - 1)
