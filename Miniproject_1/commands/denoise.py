@@ -45,9 +45,11 @@ from Miniproject_1.others.command_line import share, some_path
 from Miniproject_1.others.files import check_new, check_writable, say_left_out
 
 AROUND = 64  # grey values: so far beyond black and white may values be in `predicted_beyond`
+NEXT_TO_NONE = 0.5  # grey values of noise: less is also found in clean pictures
 HARDLY_ANY = 2  # grey values of noise: from pictures with less, weights take detail as well
 TOO_NARROW = f"less than {NARROW} pixels high or wide: left as it is"
 LITTLE_NOISE = f"with noise below {HARDLY_ANY} of 255, detail may be lost; --strength 0.5 keeps half of it"
+NEXT_TO_NO_NOISE = f"with noise below {NEXT_TO_NONE} of 255, the result is probably worse than the picture"
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def denoise_and_summarise(picture, model, options, show, progress):
     if min(picture.pixels.shape[:2]) < NARROW:
         picture.notes.append(TOO_NARROW)
     elif before < HARDLY_ANY and options.strength == 1:
-        picture.notes.append(LITTLE_NOISE)
+        picture.notes.append(NEXT_TO_NO_NOISE if before < NEXT_TO_NONE else LITTLE_NOISE)
     if show:
         shown.append(png_to_show(picture))
     picture.pixels = denoised(model, picture, options.strength, options.ensemble or None, progress)

@@ -170,39 +170,44 @@ def line_correlation(first, second):
     return correlation(3), correlation(2)
 
 
-def single_correlation(pictures):
-    """Correlation of the noise of near pixels in single pictures (1, C, H, W), and its limit by chance.
+def near_correlations(picture):
+    """Correlations of the noise of near pixels within a single picture (1, C, H, W): (blocks, 4).
 
     The picture itself must not count. Second differences along columns are correlated with those one and two pixels
-    beside them, and vice versa for rows: white noise has 0, smooth parts and edges along an axis cancel out. The
-    result is the median over the flattest 16 x 16 blocks of each picture, judged by their 4 x 4 means. Blocks that are
-    a quarter black or white do not count. (nan, nan) if fewer than eight blocks are left.
+    beside them, and vice versa for rows: white noise has 0, smooth parts and edges along an axis cancel out. This is
+    done in the flattest 16 x 16 blocks, judged by their 4 x 4 means. Those that are a quarter black or white do not
+    count.
     """
-    found = []
-    for picture in pictures:
-        candidates = blocks(picture)  # (M, C, 16, 16)
-        candidates = candidates[((candidates <= 0) | (candidates >= 255)).float().mean((1, 2, 3)) < 0.25]
-        if min(candidates.shape[2:]) < 16 or not len(candidates):
-            continue
-        roughness = F.avg_pool2d(candidates, 4).var((2, 3)).mean(1)
-        flat = candidates[roughness.argsort()[: -(-len(candidates) // FLAT_SHARE)]]
-        of_columns, of_rows = flat.diff(2, dim=2), flat.diff(2, dim=3)
-        found.append(
-            torch.stack(
-                [
-                    lagged_products(differences, *shift) / (differences.square().mean((1, 2, 3)) + 1e-9)
-                    for differences, shifts in ((of_columns, ((0, 1), (0, 2))), (of_rows, ((1, 0), (2, 0))))
-                    for shift in shifts
-                ],
-                1,
-            )
-        )
-    found = torch.cat(found) if found else torch.empty(0, 4)
-    if len(found) < 8:
+    candidates = blocks(picture)  # (M, C, 16, 16)
+    candidates = candidates[((candidates <= 0) | (candidates >= 255)).float().mean((1, 2, 3)) < 0.25]
+    if min(candidates.shape[2:]) < 16 or not len(candidates):
+        return torch.empty(0, 4)
+    roughness = F.avg_pool2d(candidates, 4).var((2, 3)).mean(1)
+    flat = candidates[roughness.argsort()[: -(-len(candidates) // FLAT_SHARE)]]
+    of_columns, of_rows = flat.diff(2, dim=2), flat.diff(2, dim=3)
+    return torch.stack(
+        [
+            lagged_products(differences, *shift) / (differences.square().mean((1, 2, 3)) + 1e-9)
+            for differences, shifts in ((of_columns, ((0, 1), (0, 2))), (of_rows, ((1, 0), (2, 0))))
+            for shift in shifts
+        ],
+        1,
+    )
+
+
+def worst_correlation(correlations):
+    """The largest of the medians of (blocks, 4), and its limit by chance; (nan, nan) of fewer than eight blocks."""
+    if len(correlations) < 8:
         return math.nan, math.nan
-    medians = found.median(0).values
+    medians = correlations.median(0).values
     worst = int(medians.abs().argmax())
-    return medians[worst].item(), 3 * 1.25 * found[:, worst].std().item() / math.sqrt(len(found))
+    return medians[worst].item(), 3 * 1.25 * correlations[:, worst].std().item() / math.sqrt(len(correlations))
+
+
+def colour_differences(picture):
+    """(1, 3, H, W) in [0, 255] -> (1, 2, H, W): red and blue less brightness, around 128; 0 where one is clipped."""
+    differences = 128 + (picture[:, ::2] - picture.mean(1, keepdim=True)) / 2
+    return differences.masked_fill(((picture <= 0) | (picture >= 255)).any(1, keepdim=True), 0)
 
 
 def step_kurtosis(first, second):
@@ -214,9 +219,13 @@ def step_kurtosis(first, second):
 
 
 def clipped_shares(first, second):
-    """Shares of the values that are black and white."""
-    both = torch.cat([first, second])
-    return (both <= 0).float().mean().item(), (both >= 255).float().mean().item()
+    """Shares of the values that are black and white, without what is so all around in both: it has no noise to clip."""
+    shares = []
+    for clipped in (torch.cat([first, second], 1) <= 0, torch.cat([first, second], 1) >= 255):
+        everywhere = -F.max_pool2d(-clipped.float().amin(1, keepdim=True), 5, 1, 2)  # 5 x 5 pixels, all channels
+        plain = F.max_pool2d(everywhere, 5, 1, 2)
+        shares.append((clipped * (1 - plain)).mean().item() / max(1e-9, (1 - plain).mean().item()))
+    return tuple(shares)
 
 
 def estimated_mse(prediction, noisy, variance):
@@ -277,7 +286,8 @@ def on_level(levels, unlike):
     values = {"first": round(levels[0], 2), "second": round(levels[1], 2), "ratio": round(ratio, 2)}
     said = f"noise {levels[0]:.1f} and {levels[1]:.1f} of 255"
     if max(levels) < 0.5:
-        return Finding("noise", values, WARNING, f"{said}: hardly any noise to remove; are these the noisy pictures?")
+        text = f"{said}: hardly any noise to remove; are these the noisy pictures? If they are dark, see --range."
+        return Finding("noise", values, WARNING, text)
     if unlike:
         text = (
             f"{said}: so different that one may be a copy of the other with noise added, a blurred copy or a clean "
@@ -288,7 +298,8 @@ def on_level(levels, unlike):
     if ratio > 1.3:
         text = (
             f"{said}: not alike. Noise2Noise allows that if the two are independent, which a copy with noise added is "
-            "not; `train` then only predicts the second from the first."
+            "not, and equally sharp: lost detail looks like noise. `train` then only predicts the second from the "
+            "first."
         )
         return Finding("noise", values, WARNING, text)
     return Finding("noise", values, FINE, f"{said}: alike in both.")
@@ -353,8 +364,16 @@ def on_neighbours(correlation, count):
 
 
 def on_single(pictures):
-    """Whether neighbouring pixels of single pictures (1, C, H, W) make pairs: only with independent noise."""
-    correlation, chance = single_correlation(pictures)
+    """Whether neighbouring pixels of single pictures (1, C, H, W) make pairs: only with independent noise.
+
+    Also that of the colours alone: JPEG and video often store these at half the size.
+    """
+    whole, colours = [], []
+    for picture in pictures:
+        whole.append(near_correlations(picture))
+        colours.append(near_correlations(colour_differences(picture)) if picture.shape[1] == 3 else torch.empty(0, 4))
+    found = [worst_correlation(torch.cat(part)) for part in (whole, colours)]
+    correlation, chance = max(found, key=lambda one: abs(one[0]))  # NaN if the first is
     values = {"correlation": None if math.isnan(correlation) else round(correlation, 3)}
     ways = "Take raw files, or two pictures of each scene (train A B); --no-inspect trains all the same."
     if math.isnan(correlation):
@@ -475,7 +494,7 @@ def on_displacement(pairs, share, error, distance):
     said += f"{abs(right):.1f} {'right' if right > 0 else 'left'})"
     if len(trusted) > 1:
         said = f"up to {said}, half of the pairs at most {median:.1f}"
-    if largest < 0.15 and local:
+    if local and distance > 1.5 * largest:
         return Finding("displacement", values, BAD, f"{said} as a whole, but {moving}")
     if largest < 0.15:
         return Finding("displacement", values, FINE, f"{said}: at the same place.")

@@ -727,6 +727,18 @@ def test_pictures_have_the_range_that_the_weights_were_trained_with(
         assert any(said in note for note in facts["notes"])
 
 
+def test_a_few_bright_stars_do_not_make_another_range(tmp_path, capsys):
+    tifffile = pytest.importorskip("tifffile")
+    values = stack_of("uint16", (100, 100)) >> 4
+    values[:3, :100] = 60_000
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    weights = saved_with(tmp_path / "own.pth", {"uint16": (0, 4095)})
+    call = ["denoise", f"{tmp_path}/a.tif", "-o", f"{tmp_path}/b.tif", "--weights", weights]
+    assert main(call) == 0
+    assert (tifffile.imread(tmp_path / "b.tif")[:3] == 60_000).all()
+    assert "are far beyond black and white and stay as they are" in capsys.readouterr().out
+
+
 def test_the_usual_range_is_not_noted(tmp_path, capsys):
     source = write(tmp_path / "a.png")
     weights = saved_with(tmp_path / "own.pth", {"uint8": (0, 255)})
@@ -762,6 +774,14 @@ def test_values_beyond_the_range_are_denoised_too(level):
     noisy = level + 20 * torch.randn(1, 1, 50, 60, generator=torch.Generator().manual_seed(0))
     clean = denoise.predicted_beyond(Averaging(), noisy, "grey")
     torch.testing.assert_close(clean, noisy.mean().expand_as(clean), atol=0.01, rtol=0)
+
+
+def test_next_to_no_noise_is_said(tmp_path, identity, capsys):
+    for level, said in ((0.0, "probably worse than the picture"), (1.2, "detail may be lost")):
+        noise = level * numpy.random.default_rng(0).standard_normal((90, 90, 3))
+        Image.fromarray((128 + noise).round().astype("uint8")).save(tmp_path / "a.png")
+        call = ["denoise", f"{tmp_path}/a.png", "-o", f"{tmp_path}/b.png", "--force", "--weights", str(identity)]
+        assert main(call) == 0 and said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("strength", ["0", "1"])

@@ -225,6 +225,15 @@ def test_copies_in_other_sizes_are_said_to_be_lost(tmp_path, dtype):
     assert "not kept: copies in other sizes" in images.read_picture(tmp_path / "a.tif").notes
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_unknown_tags_are_said_to_be_lost(tmp_path, dtype):
+    tifffile = pytest.importorskip("tifffile")
+    for name, tags in (("a.tif", [(34118, 2, 0, "pixel size", True), (285, 2, 0, "page", True)]), ("b.tif", [])):
+        tifffile.imwrite(tmp_path / name, numpy.zeros((32, 32), dtype), extratags=tags)
+    assert "not kept: the tag 285, the tag 34118" in images.read_picture(tmp_path / "a.tif").notes
+    assert not any("not kept" in note for note in images.read_picture(tmp_path / "b.tif").notes)
+
+
 WIDE, USUAL = (
     (31270, 32900, *primaries)
     for primaries in ((70800, 29200, 17000, 79700, 13100, 4600), (64000, 33000, 30000, 60000, 15000, 6000))

@@ -81,6 +81,12 @@ def test_displacement_of_many_small_pairs():
     assert found["displacement"].values["down"] == pytest.approx(0, abs=0.1)
 
 
+def test_places_that_lie_farther_apart_than_the_pictures_are_told():
+    moved = pairs.PairsInMemory(*pair(10, right=0.4))
+    for apart, verdict in ((0.45, "warning"), (0.8, "BAD")):
+        assert inspect.on_displacement(moved, share=0.2, error=0.01, distance=apart).verdict == verdict
+
+
 def test_different_scenes_have_no_displacement_that_could_be_told():
     found, _ = findings(pair(seed=1)[0], pair(seed=2)[0])
     assert found["displacement"].values["down"] is None
@@ -270,6 +276,15 @@ def test_clipping():
     assert sum(found["clipping"].values.values()) == pytest.approx(share, abs=0.02)
     assert found["clipping"].verdict == ("BAD" if share > 0.2 else "warning")
     assert findings(*pair(60))[0]["clipping"].verdict != "fine"
+
+
+@pytest.mark.parametrize("around", [0.0, 255.0])
+def test_black_or_white_surroundings_are_not_clipped(around):
+    a, b = pair(20)
+    for part in (a, b):
+        part[..., :100] = around
+    found, fit = findings(a, b)
+    assert fit and found["clipping"].verdict == "fine", verdicts(found)
 
 
 def test_counts_of_few_photons_are_neither_clipped_nor_displaced():

@@ -511,6 +511,19 @@ def blurred(white):
     return 60 * torch.nn.functional.avg_pool2d(white[None], 3, 1, 1)[0]
 
 
+def test_a_range_is_advised_for_dark_files(tmp_path, capsys):
+    numpy, tifffile = pytest.importorskip("numpy"), pytest.importorskip("tifffile")
+    for seed, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        values = numpy.random.default_rng(seed).poisson(600, (64, 64)).astype("uint16")
+        values[5:9, 5:9] = 60_000
+        tifffile.imwrite(tmp_path / folder / "sky.tif", values)
+    assert main(["inspect", f"{tmp_path}/a", f"{tmp_path}/b", "--no-weights"]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"99% of the values are below 6\d\d.*, where 65535 is white; --range 0 6\d0 may do", said.err)
+    assert "If they are dark, see --range" in said.out
+
+
 def test_single_pictures_with_correlated_noise_are_refused(tmp_path, capsys):
     single_pictures(tmp_path, blurred, count=2)
     command = ["train", f"{tmp_path}/noisy", "-o", f"{tmp_path}/new.pth"]
@@ -536,6 +549,19 @@ def test_independence_is_told_from_single_pictures(noise, verdict):
     white = torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(1))
     finding = inspect.on_single([clean + noise(white)])
     assert finding.verdict == verdict, finding
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_colours_at_half_the_size_are_not_independent(axis):
+    """As JPEG and video store them: brightness has white noise."""
+    clean = data(1, 256)[0][0]
+    noisy = clean + 12 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    brightness = noisy.mean(0)
+    colours = noisy - brightness
+    halved = (colours + colours.roll(1, axis)) / 2
+    stored = torch.where(torch.arange(256).unsqueeze(2 - axis) % 2 == 0, halved, halved.roll(-1, axis))
+    assert inspect.on_single([(brightness + colours)[None]]).verdict == "fine"
+    assert inspect.on_single([(brightness + stored)[None]]).verdict == "BAD"
 
 
 @pytest.mark.parametrize("picture", [flat(255, 200), flat(100, 30)])

@@ -73,6 +73,16 @@ LOST_TAGS = {
 }
 LOST_INFO = {"photoshop": "IPTC and Photoshop's data", "comment": "its comment"}  # Pillow's names in a JPEG
 TAGS_READ = {*DESCRIPTIVE, *LOST_TAGS, ORIENTATION, ICC_PROFILE, XMP, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT}
+LAYOUT_TAGS = {  # of TIFFs: how the pixels are stored, which is written anew
+    *range(254, 260),
+    *range(262, 267),
+    *range(273, 285),  # 285 is the name of a page
+    *range(286, 300),
+    *range(317, 326),
+    *range(332, 348),
+    *range(512, 533),
+    50838,
+}
 LOW_BITS = {"L;2": 85, "L;4": 17}  # greys of 2 and 4 bits in a PNG, in Pillow's words, and their factor to 8 bits
 USUAL_GAMMA = 0.45455  # of PNGs; losing any other one shifts the colours, as with the next two, which are sRGB's
 USUAL_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # white, red, green, blue: x and y of each
@@ -81,6 +91,7 @@ PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # the TIFF tag that says what values mean, 
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that sensors have: 16-bit files often hold fewer
 OUTLIERS = 0.001  # share of the values at each end that may be dead or hot pixels
+OTHER = 0.05  # share of the values far beyond a range from which it is that of other pictures
 NO_DATA = 0.01  # share of floating values: so many equal smallest ones may stand for missing data
 DARK = 0.25  # of white: if nearly all values are below this, white may be lower
 NEARLY_ALL = 0.99  # of the values
@@ -160,16 +171,8 @@ class Picture:
             )
         if self.pixels.dtype == "uint8" or page:
             return
-        low, high = self.value_range
-        most = float(need_numpy().quantile(sampled(colours), NEARLY_ALL))
-        if not why and low < most < low + DARK * (high - low):
-            step = 10.0 ** (math.floor(math.log10(most - low)) - 1)
-            white = low + step * math.ceil((most - low) / step)
-            most, high, low, white = (exactly(value, most - low) for value in (most, high, low, white))
-            self.notes.append(
-                f"{NEARLY_ALL:.0%} of the values are below {most}, where {high} is white; --range {low} {white} may do "
-                "better"
-            )
+        if not why and (advice := range_advice(nearly_all(colours), self.value_range)):
+            self.notes.append(advice)
 
 
 def to_255(values, value_range):
@@ -360,19 +363,36 @@ def sampled(values, count=2**20):
     return values.reshape(-1)[need_numpy().random.default_rng(0).integers(values.size, size=count)]
 
 
-def far_beyond(values, value_range):
-    """Whether more than a few outliers of a numpy array lie farther than one width beyond a range."""
+def nearly_all(values):
+    """The value that nearly all of a numpy array are below."""
+    return float(need_numpy().quantile(sampled(values), NEARLY_ALL))
+
+
+def range_advice(most, value_range):
+    """A note that advises a narrower range if nearly all values are below `most`, and that is dark; else ''."""
+    low, high = value_range
+    if not low < most < low + DARK * (high - low):
+        return ""
+    step = 10.0 ** (math.floor(math.log10(most - low)) - 1)
+    white = low + step * math.ceil((most - low) / step)
+    most, high, low, white = (exactly(value, most - low) for value in (most, high, low, white))
+    better = f"--range {low} {white} may do better"
+    return f"{NEARLY_ALL:.0%} of the values are below {most}, where {high} is white; {better}"
+
+
+def far_beyond(values, value_range, share=OUTLIERS):
+    """Whether more than a share of a numpy array's values lie farther than one width beyond a range."""
     low, high = map(float, value_range)
-    return ((values < 2 * low - high) | (values > 2 * high - low)).mean() > OUTLIERS
+    return ((values < 2 * low - high) | (values > 2 * high - low)).mean() > share
 
 
 def check_trained_range(values, value_range):
-    """ValueError if values of a numpy array lie farther than one width beyond the range that weights were trained with.
+    """ValueError if too many values of a numpy array lie farther than one width beyond the range of a training.
 
-    Outliers, such as hot pixels, do not count.
+    Some may: they stay as they are.
     """
     low, high = map(float, value_range)
-    if far_beyond(values, value_range):
+    if far_beyond(values, value_range, OTHER):
         raise ValueError(
             f"its values reach from {values.min():g} to {values.max():g}; the weights were trained with {low:g} as "
             f"black and {high:g} as white: give --range"
@@ -481,13 +501,14 @@ def not_kept(tags, info=None, texts=(), code=None):
     """A list with a note that names what will be lost of a file, besides its picture; empty if there is nothing.
 
     Args:
-        tags: of a TIFF, by number.
+        tags: numbers of those of a TIFF.
         info: of Pillow.
         texts: names of a PNG's texts.
         code: see `colour_code`.
     """
     info = info or {}
     found = {name for tag, name in LOST_TAGS.items() if tag in tags}
+    found |= {f"the tag {tag}" for tag in set(tags) - TAGS_READ - LAYOUT_TAGS}
     found |= {name for key, name in LOST_INFO.items() if key in info}
     found |= {f"the text {name!r}" for name in texts if name != XMP_TEXT}
     if not {"srgb", "icc_profile"} & set(info):
@@ -652,7 +673,7 @@ def decode_page(page, file, max_megapixels):
     dpi = page.get_resolution("inch") if X_RESOLUTION in page.tags and page.resolutionunit != 1 else None
     orientation = int(tags.get(ORIENTATION, 1))
     encoding = {"inverted": page.photometric == 0, "planes": in_planes, "scale": pixels_per_unit(tags)}
-    exif, notes = need_pillow().Exif(), not_kept(tags)
+    exif, notes = need_pillow().Exif(), not_kept({tag.code for tag in page.tags})
     if pixels.dtype.itemsize > 4:
         notes.append(f"its {pixels.dtype} values become float32")
         if isinstance(tags.get(IMAGE_DESCRIPTION), str):  # in OME's

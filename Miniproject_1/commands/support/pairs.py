@@ -24,8 +24,10 @@ from Miniproject_1.commands.support.images import (
     default_range,
     far_beyond,
     hidden_frames,
+    nearly_all,
     need_numpy,
     need_tifffile,
+    range_advice,
     range_in_words,
     read_picture,
     to_255,
@@ -83,17 +85,19 @@ class Scale:
         return self.given is not None or kind in self.trained or kind in self.ranges
 
     def decide(self, ranges):
-        """Takes (type, range) of some values, for types that are not known yet, and prints unusual ranges."""
-        found = {}
-        for dtype, (low, high) in ranges:
+        """Takes (type, range, `nearly_all`) of some values, for types not known yet, and prints unusual ranges."""
+        found, most = {}, {}
+        for dtype, (low, high), part in ranges:
             if not self.known(dtype):
-                lowest, highest = found.get(kind_of(dtype), (low, high))
-                found[kind_of(dtype)] = min(low, lowest), max(high, highest)
+                kind = kind_of(dtype)
+                lowest, highest = found.get(kind, (low, high))
+                found[kind] = min(low, lowest), max(high, highest)
+                most[kind] = max(part, most.get(kind, part))
         self.ranges |= found
         for kind, one in found.items():
-            note = range_in_words(one, kind)
-            if note and is_first():
-                print(f"{kind} values: {note}", file=sys.stderr)
+            notes = [range_in_words(one, kind), kind != "uint8" and range_advice(most[kind], one)]
+            if any(notes) and is_first():
+                print(f"{kind} values: {'; '.join(filter(None, notes))}", file=sys.stderr)
 
     def of(self, array, own, beside_clean=False):
         """The range of an array whose `default_range` is `own`. ValueError if that contradicts the others.
@@ -235,10 +239,10 @@ class Reader:
         return picture
 
     def _some(self, files):
-        """Yields (type, range) of up to RANGED of the files."""
+        """Yields (type, range, `nearly_all`) of up to RANGED of the files."""
         for number in evenly_spaced(len(files), RANGED):
             picture = read_picture(files[number], self.max_megapixels)
-            yield picture.pixels.dtype, picture.value_range
+            yield picture.pixels.dtype, picture.value_range, nearly_all(picture.pixels[:, :, : picture.colours])
 
 
 class NeighbourPairs:
@@ -505,7 +509,8 @@ def scaled(arrays, scale, clean=False):
     if arrays[0].dtype.kind == "f" and not all(numpy.isfinite(part).all() for part in arrays):
         raise ValueError("the stacks hold NaN or infinite values; replace them first")
     own = [scale.given or default_range(part) for part in arrays]
-    scale.decide([(arrays[0].dtype, part_range) for part_range in (own[-1:] if clean else own)])
+    known = [(part.dtype, part_range, nearly_all(part)) for part, part_range in zip(arrays, own, strict=True)]
+    scale.decide(known[-1:] if clean else known)
     noisy = [clean] * (len(arrays) - 1) + [False]
     common = [scale.of(*part) for part in zip(arrays, own, noisy, strict=True)][-1]
     if arrays[0].dtype == "uint8" and common == (0, 255):
