@@ -108,8 +108,8 @@ class Recipe:
             raise ValueError(f"Recipe needs finite rates of at least 0; got {self}")
         if self.last_lr_scale is not None and not 0 <= self.last_lr_scale < math.inf:
             raise ValueError(f"Recipe needs a finite last_lr_scale of at least 0, or None; got {self}")
-        if self.variance_floor is not None and not self.variance_floor > 0:
-            raise ValueError(f"Recipe needs a variance_floor above 0, or None; got {self}")
+        if self.variance_floor is not None and not 0 < self.variance_floor < math.inf:
+            raise ValueError(f"Recipe needs a finite variance_floor above 0, or None; got {self}")
         if self.adam_lr == 0 < self.muon_lr:
             raise ValueError(f"Recipe needs an adam_lr above 0, or biases and the last layer never learn; got {self}")
 
@@ -497,8 +497,8 @@ class ResidualUNet(Denoiser, Stage):
     ):
         if equivariant and width % 8:
             raise ValueError(f"width must be a multiple of 8, one feature for each symmetry; got {width}")
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2; got {levels}")
+        if not 2 <= levels <= 8:  # each has twice the features of the one before
+            raise ValueError(f"levels must be from 2 to 8; got {levels}")
         if border < 0 or border % 2 ** (levels - 1) or (gates and border % CELL):
             raise ValueError(f"border must be a multiple of {CELL if gates else 2 ** (levels - 1)}; got {border}")
         first = conv(in_channels, width)
@@ -828,10 +828,13 @@ def measure_noise(noisy_a, noisy_b):
 
 
 def subsample(images):
-    """Up to four million pixels of (N, C, H, W) in [0, 255], as [0, 1]: of evenly spaced images, 256 x 256 at most."""
+    """Up to four million pixels of (N, C, H, W) in [0, 255], as [0, 1]: of evenly spaced images, 256 x 256 at most.
+
+    Values are clipped to [-1, 2], as `predict` does: a single huge one would hide all others.
+    """
     rows, columns = (sampled_positions(size).to(images.device) for size in images.shape[2:])
     step = -(-len(images) // max(1, min(2048, 2**22 // (len(rows) * len(columns)))))
-    return images[::step].index_select(2, rows).index_select(3, columns).float() / 255
+    return images[::step].index_select(2, rows).index_select(3, columns).float().div(255).clamp(-1, 2)
 
 
 def sampled_positions(size, count=4, width=64):
@@ -1341,7 +1344,7 @@ def check_images(images, in_channels, name):
     """Raises TypeError or ValueError unless `images` are finite real numbers (N, in_channels, H, W), at least one."""
     if not isinstance(images, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor (N, C, H, W); got {type(images).__name__}")
-    if images.layout != torch.strided or images.is_meta:
+    if images.layout != torch.strided or images.is_meta or images.is_quantized or images.is_nested:
         raise TypeError(f"{name} must be a dense tensor with values; got {images.layout} on {images.device}")
     if images.dtype == torch.bool or images.is_complex():
         raise TypeError(f"{name} must hold real numbers in [0, 255], uint8 or floating; got {images.dtype}")
@@ -1383,7 +1386,7 @@ def out_of_scale(images):
     """Whether values seem to be of another scale than [0, 255]: networks know noise by its strength.
 
     Fractions up to 16, such as metres or [0, 1]; a quarter of all values at -20 or below; means over 4 x 4 pixels of
-    275 or more in a quarter of all places; more than one value in 10,000 above 510, or one above 2550.
+    275 or more in a quarter of all places; more than one value in 10,000 above 510, or one beyond +-2550.
     """
     if images.dtype == torch.uint8:
         return False
@@ -1391,7 +1394,7 @@ def out_of_scale(images):
     high = values.max().item()
     if images.is_floating_point() and 0 < high <= 16 and (high <= 1 or not values.equal(values.round())):
         return True
-    if high > 10 * 255:
+    if high > 10 * 255 or values.min().item() < -10 * 255:
         return True
     bright = coarse_means(values, min(4, *images.shape[2:])) >= 275
     found = (values <= -20, 0.25), (bright, 0.25), (values > 2 * 255, 1e-4)
@@ -1516,7 +1519,9 @@ def save_atomically(content, path):
     except OSError as error:
         hint = "; its folder does not exist" if isinstance(error, FileNotFoundError) else ""
         raise type(error)(error.errno, f"cannot be written: {error.strerror or error}{hint}", str(path)) from error
-    except RuntimeError as error:  # torch's error for a full disk
+    except RuntimeError as error:  # torch's error for a full disk, and where it hides that it was interrupted
+        if isinstance(error.__context__, KeyboardInterrupt | SystemExit):
+            raise error.__context__ from None
         raise OSError(f"{path} cannot be written; is the disk full? ({error})") from error
     finally:
         with contextlib.suppress(OSError):
@@ -1679,7 +1684,7 @@ class Model:
             loaded.network.load_state_dict(ceilings | content["weights"])
             loaded.pairs_seen = whole_number(content["pairs_seen"], "pairs_seen", 0)
             loaded.noise = content["noise"] and PairNoise(**content["noise"])
-            check_finite(content["weights"].values())
+            check_finite(loaded.network.state_dict().values())  # in float32
             loaded.chosen_views = check_views(content.get("views"), loaded.every_view())
             loaded.value_ranges = check_ranges(content.get("value_ranges", {}))
         except torch.OutOfMemoryError:

@@ -113,8 +113,10 @@ class Recipe:
             raise ValueError(f"optimiser must be 'muon', 'adam' or 'sgd'; got {self.optimiser!r}")
         for name, least in (("batch_size", 1), ("min_batch_size", 1), ("min_steps", 1), ("min_pairs", 0)):
             whole_number(getattr(self, name), name, least)
-        if not 0 <= self.peak_lr < math.inf or not 0 <= self.ema_share <= 1:
-            raise ValueError(f"Recipe needs a finite lr >= 0 and an ema_share in [0, 1]; got {self}")
+        if not 0 <= self.peak_lr < math.inf or not 0 <= self.ema_share <= 1 or not 0 <= self.momentum < 1:
+            raise ValueError(
+                f"Recipe needs a finite lr >= 0, an ema_share in [0, 1] and a momentum in [0, 1); got {self}"
+            )
 
     @property
     def peak_lr(self):
@@ -422,6 +424,14 @@ def maps_to_rows(maps, groups):
     return maps.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (groups, -1)).transpose(0, 1)
 
 
+def sum_of_maps(maps):
+    """(N, R, OH, OW) -> (R,). Of batches and few channels in float32, pixel after pixel, as the processor's library."""
+    if maps.shape[0] == 1 or not 2 <= maps.shape[1] < 16 or maps.dtype != FLOAT32:
+        return maps.sum((0, 2, 3))
+    rows = maps_to_rows(maps, 1)
+    return product(rows.new_ones(1, 1, rows.shape[1]), rows)[0, 0]
+
+
 class FastSums:
     """One matrix product over the patches of the whole batch; torch does the same for one small channels-last image."""
 
@@ -667,7 +677,7 @@ class Convolution(Module):
         gradient = self.sums(unfolded.image).weight_gradient(unfolded, maps)
         self._weight_grad.add_(gradient.to(self._weight_grad.dtype))
         if self._bias is not None:
-            self._bias_grad.add_(gradwrtoutput.sum((0, 2, 3)))
+            self._bias_grad.add_(sum_of_maps(gradwrtoutput))
 
 
 def assign(parameter, gradient, value, name):
@@ -859,7 +869,7 @@ class ReLU(Module):
     def backward(self, gradwrtoutput):
         """Slope 1 where the output is positive, else 0: its sign, 20 times as fast as masked_fill.
 
-        Unlike in torch, a gradient that is not finite gives NaN where the slope is 0.
+        Unlike in torch, a gradient that is not finite gives NaN where the slope is 0, as it is where the output is NaN.
         """
         y = self._kept
         gradient = check_gradient(gradwrtoutput, None if y is None else y.shape, "ReLU")
@@ -883,7 +893,7 @@ class Sigmoid(Module):
 class MSE(Module):
     """mean((prediction - target)^2) over all elements: torch.nn.MSELoss.
 
-    `backward()` is the gradient w.r.t. the prediction.
+    `backward()` is the gradient w.r.t. the prediction, of its dtype.
     """
 
     def run(self, prediction, target):
@@ -892,7 +902,7 @@ class MSE(Module):
                 f"MSE takes two equal shapes with elements; got {tuple(prediction.shape)} and {tuple(target.shape)}"
             )
         difference = prediction.detach() - target.detach()
-        return difference.square().mean(), difference
+        return difference.square().mean(), (difference, prediction.dtype)
 
     def backward(self, gradwrtoutput=1.0):
         """2 (prediction - target) / numel, times the gradient of the loss itself."""
@@ -900,7 +910,8 @@ class MSE(Module):
             raise RuntimeError("MSE.backward needs the tensors of a forward: call forward first")
         if isinstance(gradwrtoutput, Tensor):
             gradwrtoutput = check_gradient(gradwrtoutput, (), "MSE")
-        return self._kept * (2 / self._kept.numel()) * gradwrtoutput
+        difference, dtype = self._kept
+        return (difference * (2 / difference.numel()) * gradwrtoutput).to(dtype)
 
 
 class Sequential(Module):
@@ -1420,10 +1431,13 @@ def measure_noise(noisy_a, noisy_b):
 
 
 def subsample(images):
-    """Up to four million pixels of (N, C, H, W) in [0, 255], as [0, 1]: of evenly spaced images, 256 x 256 at most."""
+    """Up to four million pixels of (N, C, H, W) in [0, 255], as [0, 1]: of evenly spaced images, 256 x 256 at most.
+
+    Values are clipped to [-1, 2], as `predict` does: a single huge one would hide all others.
+    """
     rows, columns = (sampled_positions(size).to(images.device) for size in images.shape[2:])
     step = -(-len(images) // max(1, min(2048, 2**22 // (len(rows) * len(columns)))))
-    return images[::step].index_select(2, rows).index_select(3, columns).float() / 255
+    return images[::step].index_select(2, rows).index_select(3, columns).float().div(255).clamp(-1, 2)
 
 
 def sampled_positions(size, count=4, width=64):
@@ -1761,7 +1775,7 @@ def check_images(images, in_channels, name):
     """Raises TypeError or ValueError unless `images` are finite real numbers (N, in_channels, H, W), at least one."""
     if not isinstance(images, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor (N, C, H, W); got {type(images).__name__}")
-    if str(images.layout) != "torch.strided" or images.is_meta:
+    if str(images.layout) != "torch.strided" or images.is_meta or images.is_quantized or images.is_nested:
         raise TypeError(f"{name} must be a dense tensor with values; got {images.layout} on {images.device}")
     if str(images.dtype) == "torch.bool" or images.is_complex():
         raise TypeError(f"{name} must hold real numbers in [0, 255], uint8 or floating; got {images.dtype}")
@@ -1803,7 +1817,7 @@ def out_of_scale(images):
     """Whether values seem to be of another scale than [0, 255]: networks know noise by its strength.
 
     Fractions up to 16, such as metres or [0, 1]; a quarter of all values at -20 or below; means over 4 x 4 pixels of
-    275 or more in a quarter of all places; more than one value in 10,000 above 510, or one above 2550.
+    275 or more in a quarter of all places; more than one value in 10,000 above 510, or one beyond +-2550.
     """
     if images.dtype == UINT8:
         return False
@@ -1811,7 +1825,7 @@ def out_of_scale(images):
     high = values.max().item()
     if images.is_floating_point() and 0 < high <= 16 and (high <= 1 or not values.equal(values.round())):
         return True
-    if high > 10 * 255:
+    if high > 10 * 255 or values.min().item() < -10 * 255:
         return True
     bright = coarse_means(values, min(4, *images.shape[2:])) >= 275
     found = (values <= -20, 0.25), (bright, 0.25), (values > 2 * 255, 1e-4)
@@ -1939,7 +1953,10 @@ def read_weights(path):
         raise ValueError(f"{path.name} is truncated or damaged (its checksum differs): fetch or save it again")
     start = len(MAGIC) + 8
     end = start + int.from_bytes(content[start - 8 : start], "little")
-    return json.loads(content[start:end]), little_endian(array("f", content[end:-32]))
+    try:
+        return json.loads(content[start:end]), little_endian(array("f", content[end:-32]))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not a weights file of this module: {error}") from error
 
 
 def little_endian(values):
@@ -2022,7 +2039,7 @@ class Model:
             loaded.pairs_seen, noise = whole_number(header["pairs_seen"], "pairs_seen", 0), header["noise"]
             loaded.noise = noise and PairNoise(**noise | {"errors": tuple(noise["errors"])})
             loaded.chosen_views = check_views(header.get("views"), loaded.every_view())
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:  # RuntimeError: too large
             raise ValueError(f"{Path(path).name} does not describe a network of this module: {error}") from error
         parameters = [parameter for parameter, _ in loaded.network.param()]
         if not all(map(math.isfinite, values)):

@@ -760,6 +760,36 @@ def test_a_picture_beyond_the_range_of_the_training_needs_a_range(
     assert main([*call, "--range", str(lowest), str(highest)]) == 0
 
 
+def test_the_device_that_is_named_is_used(tmp_path, capsys):
+    source = write(tmp_path / "a.png")
+    assert main(["denoise", str(source), "-o", f"{tmp_path}/b.png", "--device", "banana"]) == 1
+    assert "device 'banana' cannot be used" in capsys.readouterr().err
+
+
+def test_ensemble_averages_several_predictions(tmp_path):
+    source = write(tmp_path / "a.png", size=(70, 80))  # a single pass by default
+    for name, more in (("once", []), ("several", ["--ensemble"])):
+        assert main(["denoise", str(source), "-o", f"{tmp_path}/{name}.png", "--weights", "course", *more]) == 0
+    assert (tmp_path / "once.png").read_bytes() != (tmp_path / "several.png").read_bytes()
+
+
+def test_quality_is_that_of_the_file(tmp_path, identity):
+    source, sizes = write(tmp_path / "a.png"), []
+    for quality in ("20", "95"):
+        call = ["denoise", str(source), "-o", f"{tmp_path}/b.jpg", "--force", "--quality", quality]
+        assert main([*call, "--weights", str(identity)]) == 0
+        sizes.append((tmp_path / "b.jpg").stat().st_size)
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions")
+def test_a_replaced_picture_keeps_its_permissions(tmp_path, identity):
+    source, out = write(tmp_path / "a.png"), write(tmp_path / "b.png")
+    out.chmod(0o600)
+    assert main(["denoise", str(source), "-o", str(out), "--force", "--weights", str(identity)]) == 0
+    assert out.stat().st_mode & 0o777 == 0o600
+
+
 class Averaging:
     """A model that returns the mean of each image, in [0, 255] as `Model.predict` does."""
 

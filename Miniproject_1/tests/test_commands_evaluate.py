@@ -1,6 +1,7 @@
 """`evaluate` on pictures and file names that are unusual but right."""
 
 import json
+import math
 import os
 
 import pytest
@@ -74,3 +75,9 @@ def test_a_plot_shows_any_name_of_weights(tmp_path, title):
     pytest.importorskip("matplotlib")
     evaluate.plot(tmp_path / "psnr.png", [20.0, 21.0], [30.0, 30.0], title)
     assert (tmp_path / "psnr.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_means_of_pictures():
+    found = evaluate.means([(0.01, 100), (0.04, 300)], [0.5, None, 0.7])
+    assert found["psnr_of_pooled_error"] == pytest.approx(-10 * math.log10(0.0325), abs=1e-3)
+    assert found["ssim"] == pytest.approx(0.6)

@@ -215,6 +215,31 @@ def test_double_precision_is_said_to_become_single(tmp_path):
     assert b'Type="float"' in (tmp_path / "b.tif").read_bytes()
 
 
+def test_lossless_webp_stays_lossless(tmp_path):
+    written = sample("RGB", encoding={"lossless": True})
+    images.write_picture(written, tmp_path / "a.webp")
+    images.write_picture(images.read_picture(tmp_path / "a.webp"), tmp_path / "b.webp")
+    assert (images.read_picture(tmp_path / "b.webp").pixels == written.pixels).all()
+
+
+@pytest.mark.parametrize("kind", [0, 2])
+def test_the_subsampling_of_a_jpeg_is_kept(tmp_path, kind):
+    from PIL import JpegImagePlugin
+
+    Image.fromarray(pixels(3, "uint8")).save(tmp_path / "a.jpg", subsampling=kind)
+    images.write_picture(images.read_picture(tmp_path / "a.jpg"), tmp_path / "b.jpg")
+    assert JpegImagePlugin.get_sampling(Image.open(tmp_path / "b.jpg")) == kind
+
+
+def test_resolution_and_size_turn_with_the_picture(tmp_path):
+    exif = Image.Exif()
+    exif[images.ORIENTATION], exif[images.EXIF_IFD] = 6, {images.PAGE_WIDTH: 60, images.PAGE_HEIGHT: 40}
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif, dpi=(300, 150))
+    read = images.read_picture(tmp_path / "a.jpg")
+    details = read.exif.get_ifd(images.EXIF_IFD)
+    assert (details[images.PAGE_WIDTH], details[images.PAGE_HEIGHT]) == (40, 60) and read.dpi == (150, 300)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_copies_in_other_sizes_are_said_to_be_lost(tmp_path, dtype):
     tifffile = pytest.importorskip("tifffile")

@@ -665,3 +665,8 @@ def test_no_more_squares_than_asked_for():
     several = pairs.PairsInMemory(*torch.arange(700.0).view(1, 700, 1, 1, 1).expand(2, 700, 1, 32, 32))
     squares = pairs.random_squares(several, 16, 1024)[0]
     assert len(squares) == 1024 and len(squares[:, 0, 0, 0].unique()) == 700  # some of each pair
+
+
+def test_stripes_along_either_axis_are_told():
+    assert inspect.on_stripes(0.2, 0.0).verdict == inspect.on_stripes(0.0, 0.2).verdict == "warning"
+    assert inspect.on_stripes(0.0, 0.0).verdict == "fine"

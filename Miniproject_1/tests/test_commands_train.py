@@ -143,6 +143,41 @@ def test_it_starts_from_other_weights(files, capsys):
     assert "for 3 channels; the pairs have 1" in capsys.readouterr().err
 
 
+def test_started_weights_learn_by_the_loss_that_is_given(files, capsys):
+    Model(width=8).save(files / "a.pth")
+    assert main(command(files, "--start", f"{files}/a.pth", "--loss", "l1", "--epochs", "1", "--no-inspect")) == 0
+    assert "mean difference" in capsys.readouterr().out
+
+
+def test_another_loss_is_not_resumed(files, monkeypatch, capsys):
+    def stopped(session, options, checkpoint, key, report):
+        project.save_atomically(session.state_dict(key), checkpoint)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "learn", stopped)
+    assert main(command(files, "--no-inspect")) == 130
+    assert main(command(files, "--no-inspect", "--resume", "--loss", "l1")) == 1
+    assert "of another run" in capsys.readouterr().err
+
+
+def test_weights_that_have_seen_much_go_on_at_a_lower_rate_with_other_draws():
+    stack, found = pairs.PairsInMemory(*(part.byte() for part in data()[1:])), []
+    for seen in (0, 1_000_000):
+        model = Model(width=8)
+        model.pairs_seen = seen
+        session = train.Session(model, stack, 0)
+        session.plan(1)
+        found.append((session.peak, session.training.generator.initial_seed()))
+    assert found[1][0] < 0.25 * found[0][0] and found[1][1] != found[0][1]
+
+
+@pytest.mark.parametrize("call", ["evaluate val.pkl", "inspect train.pkl", "train train.pkl -o c.pth"])
+def test_the_device_that_is_named_is_used(files, monkeypatch, capsys, call):
+    monkeypatch.chdir(files)
+    assert main([*call.split(), "--device", "banana"]) == 1
+    assert "device 'banana' cannot be used" in capsys.readouterr().err
+
+
 def test_an_empty_start_is_no_fresh_one(files, capsys):
     """As from a variable of the shell that is not set."""
     assert main(command(files, "--start", "", "--epochs", "1", "--no-inspect")) == 1

@@ -666,3 +666,18 @@ def test_without_a_home_the_users_cache_is_a_temporary_folder(monkeypatch):
     assert user_cache() == Path(tempfile.gettempdir())
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert user_cache() == Path(tempfile.gettempdir())
+
+
+def test_validation_has_scenes_of_its_own(monkeypatch):
+    def stop(_, jobs, progress):
+        raise InterruptedError([seed for _, seed in jobs])
+
+    monkeypatch.setattr(data, "_in_processes", stop)
+    with pytest.raises(InterruptedError) as stopped:
+        data.from_scenes(40, 40, 0)
+    assert len(set(stopped.value.args[0])) == len(stopped.value.args[0]) == 4
+
+
+def test_only_the_first_validation_image_is_the_centre():
+    _, clean = data.noisy_and_clean(data.render_scene(0, 96), 3, 0)
+    assert not torch.equal(clean[0], clean[1])

@@ -849,7 +849,8 @@ def test_criteria_follow_data_project_and_pairs(grader, tmp_path, data):
     assert needs(fresh, pairs=4_000, data="default", number=2) == ">= 20.50 dB"
     assert needs("loaded model, PSNR after the epoch", before=26) == ">= 25.98 dB"
     assert needs("loaded model, at that rate 50,000", pairs=999) == ""
-    assert needs("loaded model, at that rate 50,000", pairs=1_000) in ("<= 600.00 dB", "<= 2700.00 dB")
+    budget = "<= 600.00 dB" if torch.cuda.is_available() else "<= 2700.00 dB"
+    assert needs("loaded model, at that rate 50,000", pairs=1_000) == budget
 
 
 def test_every_criterion_is_used(grader):
@@ -946,3 +947,14 @@ def test_wrong_and_missing_blocks_are_named(grader, blocks):
     assert faults["MSE"] == ["gradient has shape (2, 3, 4), not (2, 3, 4, 5)"]
     assert "no attribute 'SGD'" in faults["SGD"][0]
     assert faults["Conv2d"] == []
+
+
+def test_pairs_that_a_training_changes_are_told(grader):
+    class Spoiler:
+        def train(self, a, b, *_, **__):
+            a.zero_()
+
+        def predict(self, images):
+            return images.float()
+
+    assert grader.train_faults(SimpleNamespace(Model=Spoiler), 4, (1,), {}) == ["pairs modified"]

@@ -542,6 +542,14 @@ def test_rate_rises_then_falls_to_zero():
     assert project.lr_factor(0, 1) > 0.5  # a single step learns too
 
 
+def test_the_weight_of_an_image_has_no_gradient():
+    a, b = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.1)
+    prediction = (b + 1).requires_grad_()
+    project.noise2noise_loss(prediction, a, b, variance_floor=0.02).backward()
+    expected = torch.full_like(b, 2 / b.numel() * 0.02 / (0.5 + 0.02))
+    torch.testing.assert_close(prediction.grad, expected)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_learns_by_its_report_recipe(network):
     clean = smooth_images(64)
@@ -842,6 +850,42 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="weights are not finite"):
         Model().load(tmp_path / "w.pth")
+
+
+def test_load_keeps_how_a_model_learns(tmp_path):
+    Model(width=8).save(tmp_path / "w.pth")
+    model = Model(recipe=Recipe(loss="l1"), seed=7, precision="float32")
+    model.load(tmp_path / "w.pth")
+    assert (model.recipe.loss, model.seed, model.precision) == ("l1", 7, "float32")
+
+
+def test_weights_beyond_float32_are_refused(tmp_path):
+    Model(width=8).save(tmp_path / "w.pth")
+    content = project.read_weights(tmp_path / "w.pth")
+    content["weights"]["first.bias"] = torch.full((8,), 1e300, dtype=torch.float64)
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="weights are not finite"):
+        Model().load(tmp_path / "w.pth")
+
+
+def test_a_foreign_format_is_named(tmp_path):
+    Model(width=8).save(tmp_path / "w.pth")
+    torch.save(torch.load(tmp_path / "w.pth", weights_only=True) | {"format": "other"}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="expected the format"):
+        Model().load(tmp_path / "w.pth")
+
+
+def test_an_interrupt_that_torch_hides_gets_through(tmp_path, monkeypatch):
+    def interrupted(*_):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 2880 vs 2774")
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Model(width=8).save(tmp_path / "w.pth")
+    assert not list(tmp_path.iterdir())
 
 
 def test_models_made_in_several_threads_have_the_weights_of_their_seeds():

@@ -5,12 +5,14 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from Miniproject_1.model import Model
+from Miniproject_1.model import Model, save_atomically
 from Miniproject_1.others import data, train_best
+from Miniproject_1.others.files import read_checkpoint
 
 
 @pytest.fixture
@@ -263,3 +265,17 @@ def test_a_training_that_revives_continues_exactly(run, monkeypatch, tmp_path, c
     _, continued = run("stopped.pth", [*options, "--revive"])
     _, other = run("other.pth", options)
     assert torch.equal(continued, straight) and not torch.equal(other, straight)
+
+
+def test_seeds_of_rounds_differ():
+    assert len({train_best.seed_of(n, SimpleNamespace(seed=s)) for n in range(3) for s in range(3)}) == 9
+
+
+def test_one_wrong_bit_of_a_checkpoint_is_told(tmp_path):
+    path = tmp_path / "a.checkpoint"
+    save_atomically({"weights": torch.arange(1000.0)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(bytes(torch.arange(500.0, 502).view(torch.uint8).tolist()))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        read_checkpoint(path)

@@ -260,3 +260,11 @@ def test_no_graph_is_built(block):
 def test_a_sequential_takes_modules_not_their_classes():
     with pytest.raises(TypeError, match=r"such as ReLU\(\), as separate arguments; got ReLU, Sigmoid"):
         ours.Sequential(ours.ReLU, ours.Sigmoid)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float16, torch.float32)])
+def test_the_gradient_of_the_loss_has_the_dtype_of_the_prediction(dtypes):
+    prediction, target = (torch.rand(2, 3, 4, 4, dtype=dtype) for dtype in dtypes)
+    loss = ours.MSE()
+    loss(prediction, target)
+    assert loss.backward().dtype == prediction.dtype

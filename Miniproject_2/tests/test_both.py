@@ -159,3 +159,59 @@ def test_gates_do_not_depend_on_the_default_dtype():
         assert torch.equal(model.predict(images), expected)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+# images and pairs that no camera takes
+
+
+@BOTH
+def test_one_huge_value_hides_nothing(project):
+    """As of files in which -3.4e38 stands for missing data."""
+    a, b = noisy_images(2, 40, 3, 32, 32)
+    a[0, 0, 0, 0] = -3.4e38
+    assert not project.mismatch_warning(a, b)
+    noise = project.measure_noise(a, b)
+    assert not any(math.isnan(value) for value in (noise.correlation, noise.imbalance, noise.offset, *noise.errors))
+    assert project.out_of_scale(a) and not project.out_of_scale(b)
+
+
+@BOTH
+@pytest.mark.parametrize("values", [5 * [600.0], [2600.0], [-2600.0]])
+def test_a_few_values_far_beyond_white_are_another_scale(values, project):
+    images = torch.full((1, 3, 64, 64), 90.0)
+    assert not project.out_of_scale(images)
+    images[0, 0, 0, : len(values)] = torch.tensor(values)
+    assert project.out_of_scale(images)
+
+
+@BOTH
+def test_quantized_and_nested_tensors_are_refused(project):
+    images = noisy_images(1, 3, 16, 16)
+    for other in (torch.quantize_per_tensor(images, 1.0, 0, torch.quint8), torch.nested.nested_tensor([images[0]])):
+        with pytest.raises(TypeError, match="must be a dense tensor"):
+            small(project).predict(other)
+
+
+@BOTH
+@pytest.mark.parametrize("far", [(0, 2), (2, 0), (1, -1)])
+def test_noise_that_farther_neighbours_share_may_not_be_swapped(far, project):
+    white = noisy_images(2, 200, 3, 32, 32, level=20) - 128
+    noise = project.measure_noise(*(128 + white + 0.5 * white.roll(far, (3, 4))))
+    assert noise.correlation == pytest.approx(0.4, abs=0.03) and not noise.exchangeable
+
+
+@BOTH
+def test_batches_of_larger_images_have_as_many_pixels(project):
+    pairs = project.Pairs(*torch.zeros(2, 400, 1, 64, 64, dtype=torch.uint8), torch.device("cpu"))
+    recipe = project.Recipe(min_steps=1)
+    if project is project_1:
+        assert project.batch_size_and_peak(pairs, 10, recipe, 0) == (4, 1)
+    else:
+        assert small(project, recipe=recipe)._batch_size(pairs, 10) == 4
+
+
+@BOTH
+def test_pairs_that_require_gradients_get_none(project):
+    a, b = (images.requires_grad_() for images in noisy_images(2, 8, 3, 16, 16).unbind())
+    small(project).train(a, b, 1)
+    assert a.grad is None and b.grad is None

@@ -356,3 +356,26 @@ def test_whole_numbers_that_are_not_int():
 def test_window_larger_than_the_image():
     with pytest.raises(ValueError, match="larger than the padded image"):
         ours.Conv2d(1, 1, 5)(torch.ones(1, 1, 4, 9))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 8, 15])
+def test_bias_gradients_of_batches_round_like_the_library(channels):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        twin, block = torch.nn.Conv2d(3, channels, 3), ours.Conv2d(3, channels, 3)
+        block.weight, block.bias = twin.weight, twin.bias
+        x = torch.randn(32, 3, 20, 20)
+        expected = twin(x)
+        gradient = torch.randn_like(expected)
+        expected.backward(gradient)
+        block(x)
+        block.backward(gradient)
+    finally:
+        torch.set_num_threads(threads)
+    total = torch.zeros(channels)
+    for pixel in gradient.permute(0, 2, 3, 1).reshape(-1, channels):
+        total += pixel
+    if not torch.equal(twin.bias.grad, total):
+        pytest.skip("this processor's library does not sum pixel after pixel")
+    assert torch.equal(block.bias_grad, total)

@@ -1,6 +1,7 @@
 """Model: predict on anything, train, save and load, errors."""
 
 import copy
+import hashlib
 import math
 import os
 import pickle
@@ -873,6 +874,26 @@ def test_folders_that_cannot_be_written(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": 1e-3},
+        {"momentum": 0.5},
+        {"optimiser": "adam"},
+        {"min_steps": 1},
+        {"batch_size": 2, "min_batch_size": 2},
+    ],
+    ids=str,
+)
+def test_every_setting_of_the_recipe_counts(change):
+    ends = []
+    for settings in ({}, change):
+        model = small(recipe=ours.Recipe(**{"min_pairs": 0} | settings))
+        model.train(*pictures(20, 8, 8)[:2], 1)
+        ends.append(weights(model))
+    assert not torch.equal(*ends)
+
+
 def test_lack_of_memory_is_not_a_foreign_file(tmp_path, monkeypatch):
     model, _ = trained()
     model.save(tmp_path / "w")
@@ -919,12 +940,19 @@ def test_foreign_damaged_mismatched_and_missing_files(tmp_path, monkeypatch):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="damaged"):
         model.load(path)
+    for text in (b"[" * 200_000, b"no JSON"):
+        content = ours.MAGIC + len(text).to_bytes(8, "little") + text
+        path.write_bytes(content + hashlib.sha256(content).digest())
+        with pytest.raises(ValueError, match="not a weights file"):
+            model.load(path)
     header, values = {"architecture": SMALL, "pairs_seen": 0, "noise": None}, [0.0] * 3
     for wrong, words in (
         ({"architecture": {"wide": 8}}, "wide"),
         ({"noise": {"offset": 0}}, "errors"),
         ({"pairs_seen": "many"}, "pairs_seen must be a whole number"),
         ({"architecture": {"input_scale": "x"}}, "could not convert"),
+        ({"architecture": {"input_scale": 10**400}}, "too large"),
+        ({"architecture": {"width": 10**18}}, "does not describe a network"),
         ({}, "3 parameters"),
     ):
         monkeypatch.setattr(ours, "read_weights", lambda path, wrong=wrong: (header | wrong, values))
