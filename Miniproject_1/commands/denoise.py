@@ -44,7 +44,7 @@ from Miniproject_1.model import CELL, NARROW, Tiling
 from Miniproject_1.others.command_line import share, some_path
 from Miniproject_1.others.files import check_new, check_writable, say_left_out
 
-AROUND = 64  # grey values: so far beyond black and white may values be in `predicted_beyond`
+AROUND = 64  # grey values below black or above white that a picture of `predicted_beyond` may have
 NEXT_TO_NONE = 0.5  # grey values of noise: less is also found in clean pictures
 HARDLY_ANY = 2  # grey values of noise: from pictures with less, weights take detail as well
 TOO_NARROW = f"less than {NARROW} pixels high or wide: left as it is"
@@ -145,7 +145,7 @@ def row_strips(height, tiling, border):
 def predicted_beyond(model, noisy, space, ensemble=None):
     """`predicted` for values in [-255, 510]: it gives [0, 255], so what is beyond is predicted as a picture of its own.
 
-    What lies `AROUND` grey values below that picture's black, or above its white, is clipped: networks know no more.
+    That picture is clipped `AROUND` grey values below its black, or above its white: networks know no more.
     """
     clean = predicted(model, noisy, space, ensemble)
     if noisy.max() > 255:
