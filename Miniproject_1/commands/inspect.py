@@ -589,9 +589,8 @@ def run(options):
         print(json.dumps({"pairs": len(pairs), "fit": fit(findings), "findings": [asdict(f) for f in findings]}))
         return 0
     print_findings(findings)
-    print(
-        f"{len(pairs)} pairs: " + ("fit for Noise2Noise." if fit(findings) else "NOT fit for Noise2Noise as they are.")
-    )
+    verdict = "fit for Noise2Noise." if fit(findings) else "NOT fit for Noise2Noise as they are."
+    print(f"{len(pairs)} pair{'s' * (len(pairs) != 1)}: {verdict}")
     return 0
 
 

@@ -350,13 +350,13 @@ def epoch_metrics(session, held, floored, validation):
 def in_words(metrics, session, unseen, seconds):
     """The line that is said after an epoch."""
     line = f"epoch {session.epoch} of {math.ceil(session.steps / session.steps_an_epoch)}: "
-    line += f"training loss {metrics['training loss']:.5f}; {'held-out' if unseen else 'same'} pairs: "
+    line += f"training loss {metrics['training loss']:.4g}; {'held-out' if unseen else 'same'} pairs: "
     if "floor" in metrics:
         left = f"{metrics['dB']:.2f} dB" if "dB" in metrics else "too many dB to measure"
-        line += f"loss {metrics['loss']:.5f}, floor {metrics['floor']:.5f}, so {left}"
+        line += f"loss {metrics['loss']:.4g}, floor {metrics['floor']:.4g}, so {left}"
     else:
         what = {"l2": "loss", "l1": "mean difference", "l0": f"share more than {APART} of 255 apart"}
-        line += f"{what[session.model.recipe.loss]} {metrics['loss']:.5f}, of the noisy ones {metrics['noisy']:.5f}"
+        line += f"{what[session.model.recipe.loss]} {metrics['loss']:.4g}, of the noisy ones {metrics['noisy']:.4g}"
     if "validation" in metrics:
         line += f"; validation {metrics['validation']:.2f} dB"
     return f"{line}; {seconds:.0f} s"

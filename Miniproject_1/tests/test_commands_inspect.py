@@ -406,7 +406,7 @@ def test_the_command_tries_the_shipped_weights(tmp_path, capsys):
     gain = said["findings"][-1]["values"]
     assert said["pairs"] == 1 and gain["course"] > gain["noisy"] + 3
     assert main(["inspect", f"{tmp_path}/pairs.pkl", "--no-weights"]) == 0
-    assert "1 pairs" in capsys.readouterr().out
+    assert "1 pair: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
