@@ -38,7 +38,7 @@ def test_stopped_training_continues_exactly(run, monkeypatch):
         def stop(*_):
             raise KeyboardInterrupt
 
-        patch.setattr(train_best, "report", stop)  # after the first round's checkpoint
+        patch.setattr(train_best, "validation_psnr", stop)  # after the first round's checkpoint
         with pytest.raises(SystemExit, match="130"):
             run("stopped.pth")
     model, continued = run("stopped.pth")
@@ -259,7 +259,7 @@ def test_a_training_that_revives_continues_exactly(run, monkeypatch, tmp_path, c
     _, straight = run("straight.pth", [*options, "--revive"])
     assert "dead units: {'decode.1': 8}" in capsys.readouterr().out
     with monkeypatch.context() as patch:
-        patch.setattr(train_best, "report", lambda *_: 1 / 0)
+        patch.setattr(train_best, "validation_psnr", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run("stopped.pth", [*options, "--revive"])
     _, continued = run("stopped.pth", [*options, "--revive"])
