@@ -767,7 +767,7 @@ def test_a_loss_that_is_not_finite_leaves_the_files_as_they_are(files, monkeypat
 def test_a_held_out_loss_of_nan_is_said_to_be_one(files, monkeypatch, capsys):
     monkeypatch.setattr(train, "held_out_loss", lambda *_, **__: (math.nan, 0.02))
     assert main(command(files, "--epochs", "1", "--no-inspect")) == 0
-    assert "loss nan, floor 0.01000, so nan dB" in capsys.readouterr().out
+    assert "loss nan, floor 0.01, so nan dB" in capsys.readouterr().out
 
 
 def test_weights_are_written_before_they_are_judged(files, monkeypatch):
