@@ -9,8 +9,8 @@ upright. A TIFF of several pages, all of one size and kind, becomes one of as ma
 one range for all. For black and white, see --range. The noise before and after is estimated from the picture itself, in
 1/255 of the range: fine texture counts as noise, coarse noise does not.
 
-Memory: about 40 bytes per pixel of the largest picture, plus 0.6 GB for torch and the rows that are predicted at
-once. A picture of 4000 x 3000 took 0.9 GB (8 bits) to 1.0 GB (16 bits) with a small network.
+Memory: about 40 bytes per pixel of the largest picture, plus 0.7 GB for torch and the rows that are predicted at
+once. A picture of 4000 x 3000 pixels of 8 bits took 1.2 GB with the photo weights, and 31 s on two cores.
 """
 
 import json
