@@ -220,8 +220,8 @@ def step_kurtosis(first, second):
 
 def clipped_shares(first, second):
     """Shares of the values that are black and white, without what is so all around in both: it has no noise to clip."""
-    shares = []
-    for clipped in (torch.cat([first, second], 1) <= 0, torch.cat([first, second], 1) >= 255):
+    both, shares = torch.cat([first, second], 1), []
+    for clipped in (both <= 0, both >= 255):
         everywhere = -F.max_pool2d(-clipped.float().amin(1, keepdim=True), 5, 1, 2)  # 5 x 5 pixels, all channels
         plain = F.max_pool2d(everywhere, 5, 1, 2)
         shares.append((clipped * (1 - plain)).mean().item() / max(1e-9, (1 - plain).mean().item()))

@@ -7,6 +7,7 @@ Shapes: N pairs, C channels, H x W pixels. Values are returned in [0, 255], scal
 `Scale`.
 """
 
+import math
 import sys
 import unicodedata
 import warnings
@@ -85,17 +86,18 @@ class Scale:
         return self.given is not None or kind in self.trained or kind in self.ranges
 
     def decide(self, ranges):
-        """Takes (type, range, `nearly_all`) of some values, for types not known yet, and prints unusual ranges."""
+        """Takes (values, range) of some arrays, for types not known yet, and prints unusual ranges."""
         found, most = {}, {}
-        for dtype, (low, high), part in ranges:
-            if not self.known(dtype):
-                kind = kind_of(dtype)
+        for values, (low, high) in ranges:
+            if not self.known(values.dtype):
+                kind = kind_of(values.dtype)
                 lowest, highest = found.get(kind, (low, high))
                 found[kind] = min(low, lowest), max(high, highest)
-                most[kind] = max(part, most.get(kind, part))
+                if kind != "uint8":
+                    most[kind] = max(nearly_all(values), most.get(kind, -math.inf))
         self.ranges |= found
         for kind, one in found.items():
-            notes = [range_in_words(one, kind), kind != "uint8" and range_advice(most[kind], one)]
+            notes = [range_in_words(one, kind), kind in most and range_advice(most[kind], one)]
             if any(notes) and is_first():
                 print(f"{kind} values: {'; '.join(filter(None, notes))}", file=sys.stderr)
 
@@ -233,16 +235,16 @@ class Reader:
             self.scale.decide(self._some(self.deciding))
             self.decided = True
         if colours.dtype == "uint16" and self.others and not self.scale.known(colours.dtype):
-            self.scale.decide(one for one in self._some(self.others) if kind_of(one[0]) == "uint16")
+            self.scale.decide(one for one in self._some(self.others) if kind_of(one[0].dtype) == "uint16")
             self.others = []
         picture.value_range = self.scale.of(colours, picture.value_range, path not in self.deciding_set)
         return picture
 
     def _some(self, files):
-        """Yields (type, range, `nearly_all`) of up to RANGED of the files."""
+        """Yields (values, range) of up to RANGED of the files."""
         for number in evenly_spaced(len(files), RANGED):
             picture = read_picture(files[number], self.max_megapixels)
-            yield picture.pixels.dtype, picture.value_range, nearly_all(picture.pixels[:, :, : picture.colours])
+            yield picture.pixels[:, :, : picture.colours], picture.value_range
 
 
 class NeighbourPairs:
@@ -509,8 +511,8 @@ def scaled(arrays, scale, clean=False):
     if arrays[0].dtype.kind == "f" and not all(numpy.isfinite(part).all() for part in arrays):
         raise ValueError("the stacks hold NaN or infinite values; replace them first")
     own = [scale.given or default_range(part) for part in arrays]
-    known = [(part.dtype, part_range, nearly_all(part)) for part, part_range in zip(arrays, own, strict=True)]
-    scale.decide(known[-1:] if clean else known)
+    ranges = list(zip(arrays, own, strict=True))
+    scale.decide(ranges[-1:] if clean else ranges)
     noisy = [clean] * (len(arrays) - 1) + [False]
     common = [scale.of(*part) for part in zip(arrays, own, noisy, strict=True)][-1]
     if arrays[0].dtype == "uint8" and common == (0, 255):
